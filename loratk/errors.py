@@ -1,0 +1,69 @@
+"""Every error loratk raises on purpose.
+
+All derive from `LoratkError`, so one `except` catches them; each is also the builtin it resembles, so
+code that knows nothing of loratk still catches it. A message says what was wanted, what was found,
+where, and what to do.
+"""
+
+from collections.abc import Iterable
+
+
+class LoratkError(Exception):
+    """The base of every error that loratk raises on purpose."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of its argument
+        return str(self.args[0]) if self.args else ""
+
+
+class ConfigError(LoratkError, ValueError):
+    """A configuration or argument value that makes no sense."""
+
+
+class ShapeError(LoratkError, ValueError):
+    """An array whose shape does not fit."""
+
+
+class DtypeError(LoratkError, TypeError):
+    """An array whose dtype does not fit."""
+
+
+class UnknownNameError(LoratkError, KeyError):
+    """A name that nothing answers to: a module, a parameter, an adapter, a method, a store."""
+
+
+class StateError(LoratkError, RuntimeError):
+    """A call that the object's present state forbids, such as merging twice."""
+
+
+class GraphError(LoratkError, RuntimeError):
+    """A backward pass that cannot be run, such as a second one over the same graph."""
+
+
+class AnomalyError(LoratkError, ArithmeticError):
+    """A non-finite value, found where the user asked for such values to be looked for."""
+
+
+class BackendError(LoratkError, RuntimeError):
+    """A backend that is not there, or cannot do what was asked."""
+
+
+class PluginError(LoratkError, RuntimeError):
+    """A plugin that breaks the contract, or two that claim the same name."""
+
+
+class FormatError(LoratkError, ValueError):
+    """A file that is broken, of another format, or does not belong to this model."""
+
+
+class StoreError(LoratkError, OSError):
+    """A file that cannot be read or written: missing, no permission, disk full."""
+
+
+def choices(names: Iterable[str]) -> str:
+    """The names, quoted and sorted, for the end of a message: `'a', 'b'`, or `none`."""
+    return ", ".join(repr(name) for name in sorted(names)) or "none"
+
+
+def faults(title: str, found: Iterable[str]) -> str:
+    """One message out of many faults: the title, then one line a fault."""
+    return "\n".join([title, *(f"  - {fault}" for fault in found)])

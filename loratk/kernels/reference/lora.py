@@ -1,0 +1,33 @@
+"""The LoRA linear layer, forward and backward, and the column norms of DoRA."""
+
+import numpy as np
+
+__all__ = ["lora_column_norm", "lora_linear", "lora_linear_grad"]
+
+
+def lora_linear(x, w, a, b, mask=None, *, scaling):
+    """x W + scaling (x' A) B and x' A, where x' is x, or x * mask: (n, d), handle (d, k), (d, r), (r, k) -> (n, k), (n, r).
+
+    `mask` (n, d) carries dropout, already divided by the keep probability. Hu et al. 2021, eq. 3.
+    """
+    xa = (x if mask is None else x * mask) @ a
+    return w.matmul(x) + scaling * (xa @ b), xa
+
+
+def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):
+    """Gradients of `lora_linear` for x, A and B: (n, k) -> (n, d) or None, (d, r), (r, k).
+
+    With gb = scaling g B^T: dA = x'^T gb, dB = scaling (x' A)^T g, dx = g W^T + (gb A^T) * mask.
+    """
+    gb = scaling * (g @ b.T)
+    masked = x if mask is None else x * mask
+    dx = None
+    if need_x:
+        low = gb @ a.T
+        dx = w.matmul_t(g) + (low if mask is None else low * mask)
+    return dx, masked.T @ gb, scaling * (xa.T @ g)
+
+
+def lora_column_norm(w, a, b, *, scaling):
+    """Euclidean norm of each column of W + scaling A B: handle (d, k), (d, r), (r, k) -> (k,). Liu et al. 2024 (DoRA), eq. 5."""
+    return np.sqrt(np.sum((w.numpy() + scaling * (a @ b)) ** 2, axis=0))
