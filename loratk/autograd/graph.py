@@ -1,0 +1,118 @@
+"""Recording ops and running them backward."""
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+
+from ..errors import AnomalyError, GraphError
+from ..kernels import Backend
+from .modes import modes
+from .vjps import JOINT_VJPS, VJPS, Pullback
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+_count = itertools.count()
+
+
+class Node:
+    """An op that was run: for each argument that needs a gradient its source, its shape, and how to pull back to it.
+
+    A source is the node that made the argument, or the tensor itself if it is a leaf. A node holds no value: what stays
+    alive is what the pullbacks mention.
+    """
+
+    __slots__ = ("joint", "number", "op", "pullbacks", "shapes", "sources")
+
+    def __init__(self, op: str, sources: tuple[Union["Node", "Tensor", None], ...], shapes: tuple[Any, ...]) -> None:
+        self.op, self.number = op, next(_count)
+        self.sources: tuple[Node | Tensor | None, ...] | None = sources
+        self.shapes = shapes
+        self.pullbacks: Sequence[Pullback | None] = ()
+        self.joint: Pullback | None = None
+
+    def pull(self, g: Any) -> Sequence[Any]:
+        """The gradients of the arguments, None for those that need none; frees what the node held."""
+        if self.joint is not None:
+            grads = self.joint(g)
+        else:
+            grads = [None if pull is None else pull(g) for pull in self.pullbacks]
+        self.joint, self.pullbacks = None, ()
+        return grads
+
+
+def record(op: str, K: Backend, parents: Sequence[Any], out: Any, args: Sequence[Any], options: dict[str, Any]) -> Node:
+    """The node of an op that has just been run. `parents` holds a tensor for each argument that needs a gradient, else None."""
+    node = Node(
+        op,
+        tuple(None if parent is None else parent._node or parent for parent in parents),
+        tuple(None if parent is None else parent.data.shape for parent in parents),
+    )
+    joint = JOINT_VJPS.get(op)
+    if joint is not None:
+        node.joint = joint(K, tuple(parent is not None for parent in parents), out, *args, **options)
+        return node
+    makers = VJPS.get(op)
+    if makers is None:
+        raise GraphError(f"The op {op!r} has no derivative, and an argument of it needs a gradient. Write one with defvjp({op!r}, ...).")
+    pullbacks: list[Pullback | None] = []
+    for i, parent in enumerate(parents):
+        maker = makers[min(i, len(makers) - 1)]
+        if parent is not None and maker is None:
+            raise GraphError(f"The op {op!r} has no derivative for argument {i}, which needs a gradient; detach() it first.")
+        pullbacks.append(maker(K, out, *args, **options) if parent is not None and maker is not None else None)
+    node.pullbacks = pullbacks
+    return node
+
+
+def check_finite(K: Backend, array: Any, what: str) -> None:
+    """Raise AnomalyError if the array holds a NaN or an infinity."""
+    values = K.numpy(array)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)]
+        raise AnomalyError(
+            f"{what} is not finite: {bad.size} of {values.size} entries, the first {bad.flat[0]}, shape {values.shape}. "
+            "It is the first such value, so its cause lies in that op or its inputs."
+        )
+
+
+def _reachable(root: Node) -> list[Node]:
+    """All nodes below the root, the latest first: a node is always younger than its sources."""
+    seen, stack = {root}, [root]
+    while stack:
+        node = stack.pop()
+        if node.sources is None:
+            raise GraphError(
+                f"The graph below this tensor has been run backward already (first seen at op {node.op!r}), and what it held is freed. "
+                "Run the forward pass again; to add up several losses, sum them and call backward() once."
+            )
+        for source in node.sources:
+            if isinstance(source, Node) and source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return sorted(seen, key=lambda node: node.number, reverse=True)
+
+
+def run_backward(K: Backend, root: Node, gradient: Any) -> None:
+    """Add to `grad` of every leaf below the root. Cost: linear in the number of ops, no recursion."""
+    gradients: dict[Node, Any] = {root: gradient}
+    anomaly = modes.anomaly
+    order = _reachable(root)
+    for node in order:
+        g = gradients.pop(node)
+        sources, node.sources = node.sources, None
+        assert sources is not None
+        for i, (source, shape, grad) in enumerate(zip(sources, node.shapes, node.pull(g), strict=True)):
+            if source is None:
+                continue
+            if grad.shape != shape:
+                grad = K.sum_to(grad, shape=shape)
+            if anomaly:
+                check_finite(K, grad, f"The gradient of op {node.op!r} for its argument {i}")
+            if isinstance(source, Node):
+                known = gradients.get(source)
+                gradients[source] = grad if known is None else K.add(known, grad)
+            else:
+                source.grad = grad if source.grad is None else K.add(source.grad, grad)

@@ -1,0 +1,69 @@
+"""Losses: a single number out of predictions and targets."""
+
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError, DtypeError, ShapeError
+from ..tensor import Tensor, apply
+from ..vjps import defvjp
+from .activations import relu
+from .arithmetic import absolute, exp, log
+
+
+def mse(x: Tensor, target: Any) -> Tensor:
+    """Mean of (x - target)^2 over all entries; the shapes must be equal."""
+    target = target if isinstance(target, Tensor) else np.asarray(target, x.dtype)
+    if tuple(target.shape) != x.shape:
+        raise ShapeError(f"mse needs predictions and targets of one shape, found {x.shape} and {tuple(target.shape)}.")
+    return apply("mse", x, target)
+
+
+defvjp("mse", lambda K, out, x, t: lambda g: K.mse_grad(g, x, t), lambda K, out, x, t: lambda g: K.mse_grad(g, t, x))
+
+
+def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy between softmax(logits) and integer labels: (..., k), (...,) -> ().
+
+    Rows labelled `ignore_index` do not count. `label_smoothing` in [0, 1) moves that share of the target from the label
+    to all k classes alike (Szegedy et al. 2016, section 7). Raises ShapeError for a label outside [0, k), and when no
+    row is left to average over.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ConfigError(f"label_smoothing must be in [0, 1), found {label_smoothing}.")
+    numbers = labels.numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if numbers.dtype.kind not in "iu":
+        raise DtypeError(f"cross_entropy needs integer labels, found dtype {numbers.dtype}.")
+    if numbers.shape != logits.shape[:-1] or logits.ndim < 2:
+        raise ShapeError(f"cross_entropy needs logits (..., k) and labels (...,), found {logits.shape} and {numbers.shape}.")
+    classes, kept = logits.shape[-1], numbers != ignore_index
+    bad = kept & ((numbers < 0) | (numbers >= classes))
+    if bad.any():
+        raise ShapeError(
+            f"cross_entropy needs labels from 0 to {classes - 1} (or ignore_index {ignore_index}), found {numbers[bad].flat[0]}."
+        )
+    if not kept.any():
+        raise ShapeError(f"cross_entropy has no row to average over: all {numbers.size} labels are ignored.")
+    rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
+    return apply(
+        "cross_entropy", rows, numbers.reshape(-1).astype(np.int64), ignore_index=int(ignore_index), smoothing=float(label_smoothing)
+    )
+
+
+def _cross_entropy(K: Any, out: Any, logits: Any, labels: Any, ignore_index: int, smoothing: float) -> Any:
+    logp = out[1]
+    return lambda g: K.cross_entropy_grad(g, logp, labels, ignore_index=ignore_index, smoothing=smoothing)
+
+
+defvjp("cross_entropy", _cross_entropy, None)
+
+
+def binary_cross_entropy(logits: Tensor, target: Any) -> Tensor:
+    """Mean of -t log s - (1 - t) log(1 - s), s = sigmoid(logits), over all entries; targets in [0, 1], shapes equal.
+
+    Computed from the logits as max(x, 0) - x t + log(1 + e^-|x|), which does not overflow.
+    """
+    target = target if isinstance(target, Tensor) else np.asarray(target, logits.dtype)
+    if tuple(target.shape) != logits.shape:
+        raise ShapeError(f"binary_cross_entropy needs logits and targets of one shape, found {logits.shape} and {tuple(target.shape)}.")
+    return (relu(logits) - logits * target + log(exp(-absolute(logits)) + 1.0)).mean()

@@ -1,0 +1,254 @@
+"""The tensor: an array that remembers which ops made it."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BackendError, DtypeError, GraphError, ShapeError
+from ..kernels import Backend, get_backend
+from .graph import Node, check_finite, record, run_backward
+from .modes import modes
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Tensor:
+    """An array on a backend, with a gradient if it needs one.
+
+    `data` is the backend's array; `grad`, None until a backward pass reaches the tensor, is an array of the same shape
+    and dtype. Python floats and integers become float32, NumPy arrays keep their dtype (float32, float64, integers or
+    bool). The array is used as it is, not copied.
+    """
+
+    __slots__ = ("__weakref__", "_node", "backend", "data", "grad", "requires_grad")
+    __array_priority__ = 1000  # so that ndarray * Tensor comes here
+
+    data: Any
+    grad: Any
+    _node: Node | None
+
+    def __init__(self, data: Any, *, requires_grad: bool = False, backend: str | Backend = "cpu") -> None:
+        self.backend = get_backend(backend)
+        if isinstance(data, Tensor):
+            raise DtypeError("A Tensor cannot be made from a Tensor: use detach() for a copy of the handle, to() for another backend.")
+        if isinstance(data, (bool, int, float, list, tuple)):
+            data = np.asarray(data)
+            data = data.astype(np.float32) if data.dtype.kind in "fiu" else data
+        if isinstance(data, (np.ndarray, np.generic)):
+            data = np.asarray(data)
+            if data.dtype not in FLOATS and data.dtype.kind not in "biu":
+                raise DtypeError(
+                    f"A tensor holds float32, float64, integers or bool, found dtype {data.dtype}; convert it with astype first."
+                )
+            data = self.backend.asarray(data)
+        self.data = data
+        if requires_grad and self.dtype not in FLOATS:
+            raise DtypeError(f"Only float32 and float64 tensors can need a gradient, found dtype {self.dtype}.")
+        self.requires_grad, self.grad, self._node = requires_grad, None, None
+
+    # What it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size along each axis."""
+        return tuple(self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return int(np.prod(self.data.shape, dtype=np.int64))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The kind of number it holds."""
+        return np.dtype(self.data.dtype)
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise ShapeError("A tensor without axes has no length.")
+        return int(self.data.shape[0])
+
+    def __repr__(self) -> str:
+        grad = f", op={self._node.op!r}" if self._node else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({np.array2string(self.numpy(), separator=', ', threshold=20, prefix='Tensor(')}, dtype={self.dtype}{grad})"
+
+    # What it is made into
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The values as a NumPy array; on a CPU backend the very array, not a copy."""
+        return self.backend.numpy(self.data)
+
+    def item(self) -> float:
+        """The only entry, as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"item() needs a tensor with one entry, found shape {self.shape}.")
+        return self.numpy().reshape(()).item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def detach(self) -> "Tensor":
+        """A tensor of the same array that needs no gradient."""
+        return Tensor(self.data, backend=self.backend)
+
+    def to(self, backend: str | Backend) -> "Tensor":
+        """A leaf with the same values on another backend (itself if it is there already)."""
+        backend = get_backend(backend)
+        if backend is self.backend:
+            return self
+        return Tensor(backend.asarray(self.numpy()), requires_grad=self.requires_grad, backend=backend)
+
+    # Arithmetic, broadcast as in NumPy
+
+    def __add__(self, other: Any) -> "Tensor":
+        return apply("add", self, other)
+
+    def __radd__(self, other: Any) -> "Tensor":
+        return apply("add", other, self)
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return apply("sub", self, other)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return apply("sub", other, self)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return apply("mul", self, other)
+
+    def __rmul__(self, other: Any) -> "Tensor":
+        return apply("mul", other, self)
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return apply("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return apply("div", other, self)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return apply("matmul", self, other)
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return apply("matmul", other, self)
+
+    def __neg__(self) -> "Tensor":
+        return apply("neg", self)
+
+    def __pow__(self, exponent: float) -> "Tensor":
+        return apply("power", self, exponent=float(exponent))
+
+    # Shape and sums; everything else is a function of `loratk.autograd.ops`
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return apply("getitem", self, index=index)
+
+    @property
+    def T(self) -> "Tensor":
+        """The axes reversed."""
+        return apply("transpose", self, axes=tuple(range(self.ndim))[::-1])
+
+    def reshape(self, *shape: int) -> "Tensor":
+        """The same values in another shape; one size may be -1."""
+        return apply("reshape", self, shape=shape)
+
+    def transpose(self, *axes: int) -> "Tensor":
+        """The axes in another order."""
+        return apply("transpose", self, axes=axes)
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> "Tensor":
+        """The sum over one axis, several, or all."""
+        return apply("sum_over", self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> "Tensor":
+        """The mean over one axis, several, or all."""
+        total = self.sum(axis, keepdims=keepdims)
+        return total * (total.size / self.size if self.size else float("nan"))
+
+    # Backward
+
+    def backward(self, gradient: Any = None) -> None:
+        """Add d self / d leaf, times `gradient`, to `grad` of every leaf that this tensor was computed from.
+
+        `gradient` (an array of the tensor's shape) may be left out for a single number. Runs once per graph: what the
+        graph held is freed. Raises GraphError where there is no graph or it has been used, ShapeError on a wrong gradient.
+        """
+        if not self.requires_grad:
+            raise GraphError(
+                "backward() needs a tensor that was computed from one with requires_grad=True, outside of no_grad(); "
+                "this one depends on none."
+            )
+        if gradient is None:
+            if self.size != 1:
+                raise ShapeError(
+                    f"backward() without a gradient needs a single number, found shape {self.shape}; take a sum or mean, or pass one."
+                )
+            gradient = np.ones(self.shape, self.dtype)
+        if isinstance(gradient, Tensor):
+            gradient = gradient.data
+        if isinstance(gradient, (np.ndarray, np.generic, int, float)):
+            gradient = self.backend.asarray(np.asarray(gradient, self.dtype))
+        if tuple(gradient.shape) != self.shape:
+            raise ShapeError(f"The gradient passed to backward() must have the tensor's shape {self.shape}, found {tuple(gradient.shape)}.")
+        if self._node is None:
+            self.grad = gradient if self.grad is None else self.backend.add(self.grad, gradient)
+        else:
+            run_backward(self.backend, self._node, gradient)
+
+
+def apply(op: str, *operands: Any, **options: Any) -> Tensor:
+    """Run the kernel of that name on tensors (or what becomes constants beside them) and record it for the backward pass.
+
+    Operands that are neither tensors nor numbers nor NumPy arrays, such as handles of frozen weights, go to the kernel
+    as they are. All floating operands must share one dtype and all tensors one backend. Where the kernel returns a tuple,
+    the first item is the op's value and the rest is there for the derivative.
+    """
+    K: Backend | None = None
+    dtype: np.dtype[Any] | None = None
+    for operand in operands:
+        if isinstance(operand, Tensor):
+            if K is not None and K is not operand.backend:
+                raise BackendError(f"{op} got tensors of two backends, {K.name!r} and {operand.backend.name!r}; move one with to().")
+            K = operand.backend
+            if operand.dtype in FLOATS:
+                if dtype is not None and dtype != operand.dtype:
+                    raise DtypeError(f"{op} got both {dtype} and {operand.dtype}; convert one, nothing is converted silently.")
+                dtype = operand.dtype
+    if K is None:
+        raise DtypeError(f"{op} needs at least one Tensor, found {', '.join(type(operand).__name__ for operand in operands)}.")
+    args = [_array(op, operand, K, dtype) for operand in operands]
+    out = getattr(K, op)(*args, **options)
+    value = out[0] if isinstance(out, tuple) else out
+    if modes.anomaly:
+        check_finite(K, value, f"The result of op {op!r}")
+    result = _result(value, K)
+    if modes.recording:
+        parents = [operand if isinstance(operand, Tensor) and operand.requires_grad else None for operand in operands]
+        if any(parent is not None for parent in parents):
+            result._node = record(op, K, parents, out, args, options)
+            result.requires_grad = True
+    return result
+
+
+def _result(value: Any, K: Backend) -> Tensor:
+    """A tensor of a kernel's result, which needs none of the checks of the constructor."""
+    result = Tensor.__new__(Tensor)
+    result.data, result.backend, result.requires_grad, result.grad, result._node = value, K, False, None, None
+    return result
+
+
+def _array(op: str, operand: Any, K: Backend, dtype: np.dtype[Any] | None) -> Any:
+    if isinstance(operand, Tensor):
+        return operand.data
+    if isinstance(operand, (bool, int, float)):
+        return K.asarray(np.asarray(operand, dtype or np.float32))
+    if isinstance(operand, (np.ndarray, np.generic)):
+        operand = np.asarray(operand)
+        if operand.dtype.kind == "f" and dtype is not None and operand.dtype != dtype:
+            raise DtypeError(f"{op} got both {dtype} and an array of {operand.dtype}; convert one, nothing is converted silently.")
+        return K.asarray(operand)
+    return operand

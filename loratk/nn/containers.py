@@ -1,0 +1,78 @@
+"""Modules in a row, and the multi-layer perceptron."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, DtypeError, UnknownNameError, choices
+from .activations import ACTIVATIONS
+from .linear import Linear, positive
+from .module import Module, generator
+
+
+class Sequential(Module):
+    """Modules one after the other, named 0, 1, ... in their order."""
+
+    def __init__(self, *modules: Module) -> None:
+        for i, module in enumerate(modules):
+            if not isinstance(module, Module):
+                raise DtypeError(f"Sequential takes modules, found {type(module).__name__} at place {i}.")
+            setattr(self, str(i), module)
+
+    def forward(self, x: Any) -> Any:
+        """The last module of the one before ... of the first of x."""
+        for _, module in self.children():
+            x = module(x)
+        return x
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def __getitem__(self, i: int) -> Module:
+        return [module for _, module in self.children()][i]
+
+
+def activation(name: str) -> Callable[[], Module]:
+    """The activation module of that name. Raises UnknownNameError."""
+    if name not in ACTIVATIONS:
+        raise UnknownNameError(f"Unknown activation {name!r}. Activations: {choices(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+class MLP(Sequential):
+    """Linear layers of the given sizes with an activation between them, and after the last too if `output_activation`.
+
+    MLP([784, 256, 10]) is Linear(784, 256), ReLU, Linear(256, 10): children 0, 1, 2.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str = "relu",
+        output_activation: bool = False,
+        bias: bool = True,
+        rng: np.random.Generator | int,
+        dtype: Any = np.float32,
+    ) -> None:
+        rng, sizes = generator(rng), check_sizes(sizes)
+        layers = [Linear(d, k, bias=bias, rng=rng, dtype=dtype) for d, k in zip(sizes, sizes[1:], strict=False)]
+        super().__init__(*interleave(layers, activation, output_activation))
+
+
+def check_sizes(sizes: Sequence[int]) -> list[int]:
+    """The sizes of a chain of layers, at least an input and an output. Raises ConfigError."""
+    sizes = list(sizes)
+    if len(sizes) < 2:
+        raise ConfigError(f"A network needs at least an input and an output size, found {sizes}.")
+    positive(**{f"size {i}": size for i, size in enumerate(sizes)})
+    return sizes
+
+
+def interleave(layers: Sequence[Module], name: str, last: bool) -> list[Module]:
+    """The layers with an activation of that name after each, after the last only if `last`."""
+    make, out = activation(name), []
+    for i, layer in enumerate(layers):
+        out += [layer, make()] if last or i + 1 < len(layers) else [layer]
+    return out
