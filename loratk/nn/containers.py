@@ -1,6 +1,7 @@
 """Modules in a row, and the multi-layer perceptron."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class MLP(Sequential):
         dtype: Any = np.float32,
     ) -> None:
         rng, sizes = generator(rng), check_sizes(sizes)
-        layers = [Linear(d, k, bias=bias, rng=rng, dtype=dtype) for d, k in zip(sizes, sizes[1:], strict=False)]
+        layers = [Linear(d, k, bias=bias, rng=rng, dtype=dtype) for d, k in pairwise(sizes)]
         super().__init__(*interleave(layers, activation, output_activation))
 
 

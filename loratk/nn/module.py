@@ -36,6 +36,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as `forward`."""
         return self.forward(*args, **kwargs)
 
     # The tree

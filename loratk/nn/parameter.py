@@ -54,10 +54,14 @@ class Parameter(Tensor):
         self._guard()
 
     def handle(self) -> Any:
-        """The frozen weight (d, k), prepared for many products: see `freeze_weight` among the kernels. Made once."""
+        """The frozen weight as a matrix (d, k), prepared for many products: see `freeze_weight` among the kernels. Made once.
+
+        All axes but the last are one, so that a convolution's (kh, kw, c, k) acts as (kh*kw*c, k).
+        """
         assert self.frozen, "only a frozen parameter has a handle"
         if self._handle is None:
-            self._handle = self.backend.freeze_weight(self._data)
+            shape = (self.size // self.shape[-1], self.shape[-1])
+            self._handle = self.backend.freeze_weight(self.backend.reshape(self._data, shape=shape))
         return self._handle
 
     def assign(self, values: np.ndarray) -> None:

@@ -1,0 +1,5 @@
+"""The cpu backend."""
+
+from ..reference import KERNELS as REFERENCE
+
+KERNELS = dict(REFERENCE)
