@@ -133,3 +133,18 @@ def jit(function: Function | None = None, *, reassociate: bool = False, inline: 
             return numba.njit(cache=True, **flags)(function)
         finally:
             numba.config.CACHE_DIR = before
+
+
+def specialise(function: Callable[..., Any], *, float32: Callable[..., Any], float64: Callable[..., Any]) -> None:
+    """Have compiled loops that call `function(x)` run `float32(x)` or `float64(x)` instead, by the dtype of x.
+
+    `x` is a number or an array. Without the JIT, loops call `function` itself.
+    """
+    from numba import types
+    from numba.extending import overload
+
+    by_dtype = {types.float32: float32, types.float64: float64}
+
+    @overload(function, strict=False, jit_options=dict(FLAGS, fastmath={"contract"}, forceinline=True))
+    def choose(x: Any) -> Callable[..., Any] | None:
+        return by_dtype.get(getattr(x, "dtype", x))

@@ -27,6 +27,16 @@ def log_softmax_grad(g, y):
     return g - np.exp(y) * np.sum(g, axis=-1, keepdims=True)
 
 
+def label_loss(logp, labels, *, ignore_index, smoothing):
+    """The loss of `cross_entropy`, from log softmax: (n, k), integers (n,) -> ()."""
+    kept = labels != ignore_index
+    each = -logp[np.arange(len(labels)), np.where(kept, labels, 0)]
+    if smoothing:  # without it, a class ruled out by -infinity costs nothing
+        each = (1 - smoothing) * each - smoothing * np.mean(logp, axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sum(np.where(kept, each, 0)) / logp.dtype.type(np.sum(kept)), logp.dtype)
+
+
 def cross_entropy(logits, labels, *, ignore_index=-100, smoothing=0.0):
     """Mean over the rows whose label is not `ignore_index` of -sum_j q_j log softmax(logits)_j, and log softmax.
 
@@ -34,11 +44,7 @@ def cross_entropy(logits, labels, *, ignore_index=-100, smoothing=0.0):
     (Szegedy et al. 2016, section 7). NaN when every row is ignored, as a mean over nothing is.
     """
     logp = log_softmax(logits)
-    kept = labels != ignore_index
-    picked = logp[np.arange(len(labels)), np.where(kept, labels, 0)]
-    each = -(1 - smoothing) * picked - smoothing * np.mean(logp, axis=-1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.sum(np.where(kept, each, 0)) / logits.dtype.type(np.sum(kept)), logits.dtype), logp
+    return label_loss(logp, labels, ignore_index=ignore_index, smoothing=smoothing), logp
 
 
 def cross_entropy_grad(g, logp, labels, *, ignore_index=-100, smoothing=0.0):

@@ -1,0 +1,75 @@
+"""Optimiser updates: one pass over parameter, gradient and state, in place."""
+
+import math
+
+import numpy as np
+
+from .. import reference
+from ..runtime import jit, parallel_for
+from .split import GRAIN
+
+__all__ = ["adam_step", "sgd_step"]
+
+
+@jit
+def _sgd_step(start, stop, p, g, lr, weight_decay):
+    p, g = p[start:stop], g[start:stop]
+    for i in range(p.size):
+        p[i] -= lr * (g[i] + weight_decay * p[i] if weight_decay != 0 else g[i])
+
+
+@jit
+def _sgd_momentum_step(start, stop, p, g, velocity, lr, momentum, nesterov, weight_decay):
+    p, g, velocity = p[start:stop], g[start:stop], velocity[start:stop]
+    for i in range(p.size):
+        step = g[i] + weight_decay * p[i] if weight_decay != 0 else g[i]
+        velocity[i] = momentum * velocity[i] + step
+        p[i] -= lr * (step + momentum * velocity[i] if nesterov else velocity[i])
+
+
+def sgd_step(p, g, velocity=None, *, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+    """One step of gradient descent on p, in place: d = g + weight_decay p; v = momentum v + d; p -= lr (d + momentum v, v or d).
+
+    `velocity` (p's shape, zeros at first) is needed when momentum is not 0. Sutskever et al. 2013, section 2, as PyTorch writes it.
+    """
+    t = p.dtype.type
+    if momentum:
+        if not (p.flags.c_contiguous and velocity.flags.c_contiguous):
+            reference.optim.sgd_step(p, g, velocity, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+            return
+        arrays = _lines(p, np.ascontiguousarray(g), velocity)
+        parallel_for(_sgd_momentum_step, p.size, *arrays, t(lr), t(momentum), bool(nesterov), t(weight_decay), grain=GRAIN)
+    elif p.flags.c_contiguous:
+        parallel_for(_sgd_step, p.size, *_lines(p, np.ascontiguousarray(g)), t(lr), t(weight_decay), grain=GRAIN)
+    else:
+        reference.optim.sgd_step(p, g, lr=lr, weight_decay=weight_decay)
+
+
+def _lines(*arrays):
+    return [array.reshape(-1) for array in arrays]
+
+
+@jit
+def _adam_step(start, stop, p, g, m, v, shrink, weight_decay, rate1, rate2, size, scale, eps):
+    p, g, m, v = p[start:stop], g[start:stop], m[start:stop], v[start:stop]
+    for i in range(p.size):
+        d = g[i] + weight_decay * p[i] if weight_decay != 0 else g[i]
+        m[i] += rate1 * (d - m[i])
+        v[i] += rate2 * (d * d - v[i])
+        p[i] = shrink * p[i] - size * m[i] / (np.sqrt(v[i]) / scale + eps)
+
+
+def adam_step(p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, decoupled, step):
+    """One step of Adam on p, with its moments m and v, all in place; `step` counts from 1.
+
+    Kingma & Ba 2015, algorithm 1. Weight decay is added to g, or, `decoupled`, shrinks p by lr * weight_decay first
+    (AdamW: Loshchilov & Hutter 2019, algorithm 2).
+    """
+    if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
+        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+        reference.optim.adam_step(p, g, m, v, **options, weight_decay=weight_decay, decoupled=decoupled, step=step)
+        return
+    shrink, added = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    scalars = (shrink, added, 1 - beta1, 1 - beta2, lr / (1 - beta1**step), math.sqrt(1 - beta2**step), eps)
+    arrays = _lines(p, np.ascontiguousarray(g), m, v)
+    parallel_for(_adam_step, p.size, *arrays, *map(p.dtype.type, scalars), grain=GRAIN)
