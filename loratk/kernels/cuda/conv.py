@@ -1,0 +1,68 @@
+"""2-D convolution, channels last, as a matrix product over patches. Each thread gathers one element."""
+
+from numba import cuda
+
+from ...errors import ShapeError
+from ..reference.conv import out_size
+from .arrays import asarray, empty, flat
+from .device import launch
+
+__all__ = ["col2im", "im2col"]
+
+
+@cuda.jit
+def _im2col(x, out, h, w, c, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw):
+    i = cuda.grid(1)
+    if i < out.size:
+        channel, rest = i % c, i // c
+        across, rest = rest % kw, rest // kw
+        down, rest = rest % kh, rest // kh
+        column, rest = rest % ow, rest // ow
+        row, image = rest % oh, rest // oh
+        y, x_ = row * sh + down * dh - ph, column * sw + across * dw - pw
+        if y >= 0 and y < h and x_ >= 0 and x_ < w:
+            out[i] = x[((image * h + y) * w + x_) * c + channel]
+        else:
+            out[i] = out.dtype.type(0)
+
+
+def im2col(x, *, kernel, stride, padding, dilation):
+    """The patches a convolution looks at: (n, h, w, c) -> (n, oh, ow, kh*kw*c), taps row by row, channels innermost.
+
+    `im2col(x) @ W.reshape(kh*kw*c, k)` is the convolution (cross-correlation, as everywhere in deep learning).
+    Each option is a pair (vertical, horizontal). Raises ShapeError if the window does not fit.
+    """
+    x = asarray(x)
+    n, h, w, c = x.shape
+    oh, ow = (out_size(*sizes) for sizes in zip((h, w), kernel, stride, padding, dilation, strict=True))
+    if oh < 0 or ow < 0:
+        raise ShapeError(f"A window of {kernel} (dilation {dilation}) does not fit an image of {(h, w)} with padding {padding}.")
+    out = empty((n, oh, ow, kernel[0] * kernel[1] * c), x.dtype)
+    launch(_im2col, out.size, flat(x), flat(out), h, w, c, oh, ow, *kernel, *stride, *padding, *dilation)
+    return out
+
+
+@cuda.jit
+def _col2im(g, out, h, w, c, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw):
+    i = cuda.grid(1)
+    if i < out.size:
+        channel, rest = i % c, i // c
+        x, rest = rest % w + pw, rest // w
+        y, image = rest % h + ph, rest // h
+        total = out.dtype.type(0)
+        for down in range(kh):
+            for across in range(kw):
+                top, left = y - down * dh, x - across * dw
+                if top >= 0 and left >= 0 and top % sh == 0 and left % sw == 0 and top // sh < oh and left // sw < ow:
+                    patch = (image * oh + top // sh) * ow + left // sw
+                    total += g[((patch * kh + down) * kw + across) * c + channel]
+        out[i] = total
+
+
+def col2im(g, *, shape, kernel, stride, padding, dilation):
+    """The derivative of `im2col`: patches summed back into an image of `shape` (n, h, w, c)."""
+    g = asarray(g)
+    (_, h, w, c), (_, oh, ow, _) = shape, g.shape
+    out = empty(shape, g.dtype)
+    launch(_col2im, out.size, flat(g), flat(out), h, w, c, oh, ow, *kernel, *stride, *padding, *dilation)
+    return out
