@@ -1,0 +1,290 @@
+"""A module of the base model with adapters around it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Tensor, ops
+from ..errors import ConfigError, StateError, UnknownNameError, choices
+from ..nn import Module, Parameter
+from ..plugins import Registry
+from .adapter import LoraAdapter
+from .config import LoraConfig
+from .layer_types import LayerType
+
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+Active = Iterable[str] | Mapping[str, float] | str
+
+
+class LayerAdapter(Module):
+    """What one adapter holds for one layer: a LoraAdapter per adapted column block, and the change of the bias if that trains.
+
+    `bias` (k,) is what is added to the base's bias, zero at first: the base itself stays as it is.
+    """
+
+    def __init__(self, blocks: Mapping[str, LoraAdapter], bias: Parameter | None) -> None:
+        for name, adapter in blocks.items():
+            setattr(self, name or "matrix", adapter)
+        self.bias = bias
+
+    def blocks(self) -> dict[str, LoraAdapter]:
+        """The adapters by block; '' is the only block of a layer that has one."""
+        return {"" if name == "matrix" else name: child for name, child in self.children() if isinstance(child, LoraAdapter)}
+
+    def tensors(self) -> dict[str, Parameter]:
+        """All parameters, by name relative to the layer: `lora_A`, `q.lora_A`, `bias`."""
+        found = {".".join(p for p in (block, key) if p): value for block, a in self.blocks().items() for key, value in a.tensors().items()}
+        return found if self.bias is None else {**found, "bias": self.bias}
+
+
+class LoraLayer(Module):
+    """A frozen module and its adapters by name, any subset of them active with weights, all or none of it merged.
+
+    The output is the base's plus, for each active adapter, weight times its update. With no adapter active, or switched
+    off, it is the base's output to the last bit.
+    """
+
+    use_fused = True
+    """Whether a layer type's fused path may be taken; without it the generic path computes the same to rounding."""
+
+    def __init__(self, base: Module, layer_type: LayerType[Any] | None, *, name: str = "", registry: Registry | None = None) -> None:
+        self.base, self.layer_type, self.name = base, layer_type, name
+        self.adapters = Module()
+        self._registry = registry
+        self.active: dict[str, float] = {}
+        self.enabled = True
+        self.merged: dict[str, float] | None = None
+        self._originals: list[tuple[Parameter, Any]] = []
+        self._handles: dict[str, tuple[Any, Any]] = {}
+
+    # Adapters
+
+    def adapter(self, name: str) -> LayerAdapter:
+        """The adapter of that name. Raises UnknownNameError."""
+        known = dict(self.adapters.children())
+        if name not in known:
+            raise UnknownNameError(f"There is no adapter {name!r} on {self.name or 'this layer'}. Adapters: {choices(known)}.")
+        found = known[name]
+        assert isinstance(found, LayerAdapter)
+        return found
+
+    def names(self) -> list[str]:
+        """The names of all adapters."""
+        return [name for name, _ in self.adapters.children()]
+
+    def add(
+        self, name: str, config: LoraConfig, *, blocks: Iterable[str] | None = None, bias: bool = False, check_rank: bool = True
+    ) -> None:
+        """Add an adapter, which starts without effect and is not active yet.
+
+        `blocks`: the column blocks it adapts, all if None. `bias`: whether it trains a change of the base's bias.
+        """
+        self._no_merge("add an adapter")
+        check_adapter_name(name)
+        if name in self.names():
+            raise StateError(
+                f"There is an adapter {name!r} on {self.name or 'this layer'} already; remove it first, or choose another name."
+            )
+        adapters: dict[str, LoraAdapter] = {}
+        if self.layer_type is not None:
+            matrix, ranges = self.layer_type.read(self.base), self.layer_type.blocks(self.base)
+            for block in ranges if blocks is None else blocks:
+                start, stop = ranges[block]
+                whole = ".".join(part for part in (self.name, block) if part)
+                adapters[block] = LoraAdapter(
+                    matrix[:, start:stop], config, name=whole, registry=self._registry, backend=self.base.backend, check_rank=check_rank
+                )
+        own = self.base_bias()
+        if bias and own is None:
+            raise ConfigError(f"{self.name or 'This layer'} has no bias that could train.")
+        change = Parameter(np.zeros(own.shape, own.dtype), backend=own.backend) if bias and own is not None else None
+        setattr(self.adapters, name, LayerAdapter(adapters, change).train(self.training))
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter. Raises UnknownNameError, or StateError while anything is merged."""
+        self._no_merge("remove an adapter")
+        self.adapter(name)
+        delattr(self.adapters, name)
+        self.active.pop(name, None)
+
+    def activate(self, active: Active) -> None:
+        """Choose the active adapters: a name, names, or a mapping of names to weights (1 otherwise); none if empty."""
+        self._no_merge("change the active adapters")
+        weights = as_weights(active)
+        for name in weights:
+            self.adapter(name)
+        self.active = weights
+
+    def base_bias(self) -> Parameter | None:
+        """The base's own bias (k,), or None."""
+        return self.layer_type.bias(self.base) if self.layer_type is not None else getattr(self.base, "bias", None)
+
+    # Forward
+
+    def forward(self, x: Any) -> Any:
+        """What the base makes of x, and the active adapters' updates."""
+        if not self.active or not self.enabled or self.merged is not None:
+            return self.base(x)
+        active = [(self.adapter(name), weight) for name, weight in self.active.items()]
+        if self.layer_type is None:
+            return self._with_bias(self.base(x), None, active)
+        x = self.base.input(x)
+        y = self._fused(x, active)
+        return self._with_bias(self._generic(x, active) if y is None else y, self.base_bias(), active)
+
+    def _fused(self, x: Tensor, active: list[tuple[LayerAdapter, float]]) -> Tensor | None:
+        assert self.layer_type is not None
+        if not self.use_fused or len(active) > 1 or not self.layer_type.weight(self.base).frozen:
+            return None
+        adapter, weight = active[0][0].blocks().get(""), active[0][1]
+        fused = adapter and self.layer_type.fused.get(adapter.method.name)
+        if not fused or adapter is None:
+            return None
+        return fused(self.base, x, adapter, adapter.scaling * weight, adapter.mask(x))
+
+    def _generic(self, x: Tensor, active: list[tuple[LayerAdapter, float]]) -> Tensor:
+        layer_type, base = self.layer_type, self.base
+        assert layer_type is not None
+        own = layer_type.own_matrix(base)
+        product = layer_type.apply(base, x, own)
+        ranges = layer_type.blocks(base)
+        pieces = []
+        for block, (start, stop) in ranges.items():
+            cut = partial(_columns, start=start, stop=stop) if len(ranges) > 1 else _all_columns
+            piece = total = cut(product)
+            for layer_adapter, weight in active:
+                adapter = layer_adapter.blocks().get(block)
+                if adapter is not None:
+                    update = adapter.update(
+                        x,
+                        piece,
+                        partial(layer_type.apply, base),
+                        lambda x, cut=cut: cut(layer_type.apply(base, x, own)),  # type: ignore[misc]
+                        partial(self._weight_handle, block),
+                    )
+                    total = total + (update if weight == 1.0 else update * weight)
+            pieces.append(total)
+        return pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
+
+    def _weight_handle(self, block: str) -> Any:
+        """A handle of the weight's columns of a block, for the kernels; kept while the weight stays the same."""
+        assert self.layer_type is not None
+        weight, ranges = self.layer_type.weight(self.base), self.layer_type.blocks(self.base)
+        if weight.frozen and len(ranges) == 1:
+            return weight.handle()
+        data, handle = self._handles.get(block, (None, None))
+        if data is not weight.data or not weight.frozen:
+            K, (start, stop) = weight.backend, ranges[block]
+            handle = K.freeze_weight(K.asarray(np.ascontiguousarray(self.layer_type.read(self.base)[:, start:stop])))
+            self._handles[block] = weight.data, handle
+        return handle
+
+    def _with_bias(self, y: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor:
+        if bias is not None:
+            y = y + bias
+        for adapter, weight in active:
+            if adapter.bias is not None:
+                y = y + (adapter.bias if weight == 1.0 else adapter.bias * weight)
+        return y
+
+    # Merging
+
+    def merged_arrays(self, active: Active | None = None) -> dict[str, np.ndarray]:
+        """The base's weight, in its own shape, and bias with adapters folded in, as new arrays; the layer stays as it is.
+
+        Keys `weight` and `bias`, a bias only where there is one. Takes the active adapters if none are named.
+        """
+        weights = self.active if active is None else as_weights(active)
+        bias, found = self.base_bias(), {}
+        chosen = [(self.adapter(name), weight) for name, weight in weights.items()]
+        if self.layer_type is not None:
+            matrix, ranges = self.layer_type.read(self.base), self.layer_type.blocks(self.base)
+            out = np.array(matrix)
+            for adapter, weight in chosen:
+                for block, part in adapter.blocks().items():
+                    start, stop = ranges[block]
+                    out[:, start:stop] += out.dtype.type(weight) * part.delta(np.ascontiguousarray(matrix[:, start:stop]))
+            found["weight"] = out.reshape(self.layer_type.weight(self.base).shape)
+        if bias is not None:
+            changes = [weight * adapter.bias.numpy() for adapter, weight in chosen if adapter.bias is not None]
+            found["bias"] = sum(changes, np.array(bias.numpy())).astype(bias.dtype)
+        return found
+
+    def targets(self) -> dict[str, Parameter]:
+        """The base's parameters that merging changes, under the keys of `merged_arrays`."""
+        weight = None if self.layer_type is None else self.layer_type.weight(self.base)
+        return {key: p for key, p in (("weight", weight), ("bias", self.base_bias())) if p is not None}
+
+    def merge(self, active: Active | None = None) -> None:
+        """Fold adapters (the active ones if none are named) into the base's weight and bias, until `unmerge`.
+
+        Raises StateError if anything is merged already or a merged value is not finite; nothing has changed then.
+        """
+        if self.merged is not None:
+            raise StateError(
+                f"{self.name or 'This layer'} has {choices(self.merged)} merged into it already; merging again would count them twice. unmerge() first."
+            )
+        arrays = self.merged_arrays(active)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise StateError(
+                f"Merging into {self.name or 'this layer'} gives values that are not finite; nothing was merged. Check the adapter."
+            )
+        targets = self.targets()
+        self._originals = [(target, target.data) for target in targets.values()]
+        for name, target in targets.items():
+            target.assign(arrays[name])
+        self.merged = dict(self.active) if active is None else as_weights(active)
+
+    def unmerge(self) -> None:
+        """Put the original arrays back, the very same bits. Raises StateError if nothing is merged."""
+        if self.merged is None:
+            raise StateError(f"Nothing is merged into {self.name or 'this layer'}.")
+        for target, data in self._originals:
+            target.data = data
+        self._originals, self.merged = [], None
+
+    def _no_merge(self, what: str) -> None:
+        if self.merged is not None:
+            raise StateError(f"Cannot {what} while {choices(self.merged)} is merged into {self.name or 'this layer'}; unmerge() first.")
+
+    def originals(self) -> dict[int, Any]:
+        """By id of a parameter of the base, the array it had before merging; empty while nothing is merged."""
+        return {id(target): data for target, data in self._originals}
+
+    def __getattr__(self, name: str) -> Any:  # what the layer does not have, the base has: weight, bias, heads, ...
+        if name.startswith("_") or "base" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.base, name)
+
+    def describe(self) -> str:
+        """Active and merged adapters, for the repr."""
+        state = f"active={self.active}" if self.merged is None else f"merged={self.merged}"
+        return state if self.enabled else state + ", enabled=False"
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ConfigError unless the name can stand in dotted names and in files."""
+    if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
+        raise ConfigError(f"An adapter's name is made of letters, digits, '-' and '_' and starts with a letter or digit, found {name!r}.")
+
+
+def as_weights(active: Active) -> dict[str, float]:
+    """Active adapters as a mapping of names to finite weights. Raises ConfigError."""
+    if isinstance(active, str):
+        return {active: 1.0}
+    weights = dict(active) if isinstance(active, Mapping) else dict.fromkeys(active, 1.0)
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
+            raise ConfigError(f"The weight of adapter {name!r} must be a finite number, found {weight!r}.")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def _columns(x: Tensor, start: int, stop: int) -> Tensor:
+    return x[..., start:stop]
+
+
+def _all_columns(x: Tensor) -> Tensor:
+    return x

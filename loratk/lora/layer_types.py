@@ -1,0 +1,99 @@
+"""Layer types: how a base module uses a matrix. A plugin adds one for a new kind of module, and every method works on it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from ..autograd import Tensor, ops
+from ..nn import Embedding, Linear, Module, Parameter
+
+M = TypeVar("M", bound=Module)
+
+
+class LayerType(Generic[M]):
+    """How modules of one class use a matrix W (d, k): `forward(x)` is `apply(x, W)` plus, if there is one, the bias.
+
+    A subclass names the class (`module`) and defines `apply`; it overrides the rest where the defaults do not fit.
+    """
+
+    name: ClassVar[str]
+    module: ClassVar[type[Module]]
+    linear: ClassVar[bool] = False
+    """Whether the target pattern `all-linear` means it."""
+    fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {}
+    """By method name a faster way of the whole product, `(module, x, adapter, scaling, mask) -> Tensor`; see `LinearType`."""
+
+    def apply(self, module: M, x: Any, m: Any) -> Tensor:
+        """The module's operation with a matrix in its weight's place, without bias.
+
+        `m` (d, c) is a tensor or a frozen weight's handle, of any number of columns c. Linear in m; the result's last
+        axis has size c.
+        """
+        raise NotImplementedError
+
+    def weight(self, module: M) -> Parameter:
+        """The parameter that acts as the matrix: its last axis is k, all others together are d."""
+        return module.weight  # type: ignore[attr-defined,no-any-return]
+
+    def bias(self, module: M) -> Parameter | None:
+        """The parameter (k,) that is added along the last axis, or None."""
+        return getattr(module, "bias", None)
+
+    def shape(self, module: M) -> tuple[int, int]:
+        """(d, k)."""
+        weight = self.weight(module)
+        return weight.size // weight.shape[-1], weight.shape[-1]
+
+    def blocks(self, module: M) -> Mapping[str, tuple[int, int]]:
+        """The column blocks that can have adapters of their own, name to (start, stop), in order; one unnamed block otherwise."""
+        return {"": (0, self.shape(module)[1])}
+
+    def read(self, module: M) -> np.ndarray:
+        """The weight as a matrix (d, k), a NumPy array."""
+        return self.weight(module).numpy().reshape(self.shape(module))
+
+    def write(self, module: M, matrix: np.ndarray) -> None:
+        """Replace the weight by a matrix (d, k)."""
+        weight = self.weight(module)
+        weight.assign(matrix.reshape(weight.shape))
+
+    def own_matrix(self, module: M) -> Any:
+        """The weight in the form `apply` takes: the handle if it is frozen, else a tensor (d, k)."""
+        weight = self.weight(module)
+        return weight.handle() if weight.frozen else weight if weight.ndim == 2 else weight.reshape(*self.shape(module))
+
+
+def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: Any) -> Tensor:
+    rows = x if x.ndim == 2 else x.reshape(x.size // x.shape[-1] if x.shape[-1] else 0, x.shape[-1])
+    flat = None if mask is None else mask.reshape(rows.shape)
+    y = ops.lora_linear(rows, module.weight.handle(), adapter.lora_A, adapter.lora_B, flat, scaling=scaling)
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[1])
+
+
+class LinearType(LayerType[Linear]):
+    """`Linear`: x W."""
+
+    name, module, linear = "linear", Linear, True
+    fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora_linear}
+
+    def apply(self, module: Linear, x: Any, m: Any) -> Tensor:
+        """(..., d), (d, c) -> (..., c)."""
+        return ops.linear(x, m)
+
+
+class EmbeddingType(LayerType[Embedding]):
+    """`Embedding`: rows of W by number, which is what a one-hot row vector times W is."""
+
+    name, module = "embedding", Embedding
+
+    def apply(self, module: Embedding, x: Any, m: Any) -> Tensor:
+        """Integers (...,), (v, c) -> (..., c)."""
+        return ops.gather_rows(m, x)
+
+    def bias(self, module: Embedding) -> None:
+        """None: an embedding adds no bias."""
+
+    def own_matrix(self, module: Embedding) -> Any:
+        """The weight itself: picking rows needs no preparation."""
+        return module.weight

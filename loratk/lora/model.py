@@ -1,0 +1,434 @@
+"""A base model with adapters: put in by pattern, switched, weighted, merged, saved, and taken out again."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, FormatError, StateError, UnknownNameError, choices, faults
+from ..nn import Linear, Module, Parameter, Sequential
+from ..nn.containers import check_sizes, interleave
+from ..nn.module import generator
+from ..plugins import Registry, default_registry
+from .config import LoraConfig
+from .layer import Active, LoraLayer, as_weights, check_adapter_name
+from .targets import Candidate, Choice, explain, find_candidates, select
+
+ROOT = "root"
+
+
+def walk(module: Module, name: str = "") -> Iterator[tuple[str, Module, LoraLayer | None]]:
+    """Name, module and LoraLayer around it (or None) of a base model, as if there were no adapters in it."""
+    layer = module if isinstance(module, LoraLayer) else None
+    inner = layer.base if layer else module
+    yield name, inner, layer
+    for part, child in inner.children():
+        yield from walk(child, f"{name}.{part}" if name else part)
+
+
+class LoraModel(Module):
+    """Any module tree with adapters in it.
+
+    `base` is the module that was handed in, frozen, with a LoraLayer around each layer that has an adapter. All names
+    are those of the base without adapters: `encoder.0.fc`. A base that is a single layer itself goes by the name `root`.
+    """
+
+    def __init__(self, base: Module, *, registry: Registry | None = None) -> None:
+        if any(layer for _, _, layer in walk(base)):
+            raise StateError(
+                "This module has adapters in it already; add to its LoraModel with add_adapter(), or take them out with unload()."
+            )
+        self.base = base.freeze()
+        self._registry = registry or default_registry()
+        self._configs: dict[str, LoraConfig] = {}
+
+    # Making one
+
+    @classmethod
+    def adapt(cls, module: Module, config: LoraConfig, *, adapter: str = "default", registry: Registry | None = None) -> "LoraModel":
+        """Freeze any module and give it an adapter, active. Changes the module itself: its layers are wrapped, until `unload`.
+
+        Raises ConfigError, listing each pattern that matches nothing and each layer whose rank is too high; the module
+        is then as it was, but frozen.
+        """
+        model = cls(module, registry=registry)
+        model.add_adapter(adapter, config)
+        model.set_active(adapter)
+        return model
+
+    @classmethod
+    def from_sizes(
+        cls,
+        sizes: Sequence[int],
+        config: LoraConfig,
+        *,
+        activation: str = "relu",
+        output_activation: bool = False,
+        bias: bool = True,
+        rng: np.random.Generator | int = 0,
+        dtype: Any = np.float32,
+    ) -> "LoraModel":
+        """A chain of linear layers of the given sizes, random, with an activation between them (and after the last if asked)."""
+        rng = generator(rng)
+        layers = [Linear(d, k, bias=bias, rng=rng, dtype=dtype) for d, k in zip(sizes, check_sizes(sizes)[1:], strict=False)]
+        return cls.adapt(Sequential(*interleave(layers, activation, output_activation)), config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: Sequence[Any],
+        biases: Sequence[Any | None] | None,
+        config: LoraConfig,
+        *,
+        activation: str = "relu",
+        output_activation: bool = False,
+    ) -> "LoraModel":
+        """A chain of linear layers with copies of weights (d, k) and biases (k,); None for all biases, or one, means without.
+
+        Raises ConfigError, which lists every fault: weights that do not follow on each other, biases that do not fit.
+        """
+        arrays = [np.asarray(weight) for weight in weights]
+        biases = [None] * len(arrays) if biases is None else [None if bias is None else np.asarray(bias) for bias in biases]
+        found = list(_chain_faults(arrays, biases))
+        if found:
+            raise ConfigError(faults("These pretrained arrays do not make a network:", found))
+        layers = [Linear.from_arrays(weight, bias) for weight, bias in zip(arrays, biases, strict=True)]
+        return cls.adapt(Sequential(*interleave(layers, activation, output_activation)), config)
+
+    @staticmethod
+    def explain(module: Module, config: LoraConfig, *, registry: Registry | None = None) -> list[Choice]:
+        """A dry run: for each layer that could have an adapter whether this config gives it one, and which pattern says so."""
+        modules = [(name or ROOT, inner) for name, inner, _ in walk(module)]
+        return explain(find_candidates(modules, registry or default_registry()), config)
+
+    # Adapters
+
+    @property
+    def layers(self) -> dict[str, LoraLayer]:
+        """The layers that have adapters, by name."""
+        return {name or ROOT: layer for name, _, layer in walk(self.base) if layer}
+
+    @property
+    def adapters(self) -> dict[str, LoraConfig]:
+        """The config of each adapter, by its name."""
+        return dict(self._configs)
+
+    @property
+    def active(self) -> dict[str, float]:
+        """The active adapters and their weights."""
+        return {name: weight for layer in self.layers.values() for name, weight in layer.active.items()}
+
+    @property
+    def merged(self) -> dict[str, float]:
+        """The merged adapters and their weights; empty if none are."""
+        return {name: weight for layer in self.layers.values() for name, weight in (layer.merged or {}).items()}
+
+    def add_adapter(self, name: str, config: LoraConfig, *, check_rank: bool = True) -> None:
+        """Add an adapter, which starts without effect and is not active yet. Raises ConfigError with every fault; all or nothing."""
+        check_adapter_name(name)
+        if name in self._configs:
+            raise StateError(f"There is an adapter {name!r} already; remove_adapter() it first, or choose another name.")
+        if self.merged:
+            raise StateError(f"Cannot add an adapter while {choices(self.merged)} is merged; unmerge() first.")
+        modules = [(part or ROOT, inner) for part, inner, _ in walk(self.base)]
+        chosen = select(modules, config, self._registry)
+        if check_rank:
+            self._check_ranks(chosen, config)
+        biased = self._biased(modules, {candidate.name for candidate, _ in chosen}, config)
+        for candidate, blocks in chosen:
+            layer = self._wrap(candidate.name)
+            layer.add(name, config, blocks=blocks, bias=candidate.name in biased, check_rank=False)
+        for module in biased:
+            if module not in {candidate.name for candidate, _ in chosen}:
+                self._wrap(module).add(name, config, blocks=(), bias=True)
+        self._configs[name] = config
+
+    def _check_ranks(self, chosen: list[tuple[Candidate, list[str]]], config: LoraConfig) -> None:
+        found = []
+        for candidate, blocks in chosen:
+            d, _ = candidate.layer_type.shape(candidate.module)
+            for block in blocks:
+                start, stop = candidate.blocks[block]
+                try:
+                    config.validate(d, stop - start, candidate.block_name(block))
+                except ConfigError as error:
+                    found.append(str(error))
+        if found:
+            raise ConfigError(faults("This config's rank is too high for some layers:", found))
+
+    def _biased(self, modules: list[tuple[str, Module]], chosen: set[str], config: LoraConfig) -> list[str]:
+        """The modules whose bias trains under this config."""
+        if config.bias == "none":
+            return []
+        found = []
+        for name, module in modules:
+            layer_type = self._registry.layer_type(module)
+            bias = layer_type.bias(module) if layer_type else getattr(module, "bias", None)
+            if not isinstance(bias, Parameter) or (config.bias == "lora_only" and name not in chosen):
+                continue
+            if layer_type is None and not getattr(module, "adds_bias", False):
+                raise ConfigError(
+                    f"bias='all' would have to train the bias of {name!r}, but a {type(module).__name__} does not say how it uses it; "
+                    "use bias='lora_only', or set adds_bias = True on the class if it adds its bias along the output's last axis."
+                )
+            found.append(name)
+        if not found:
+            raise ConfigError(f"bias={config.bias!r} finds no bias to train: none of the layers it means has one. Use bias='none'.")
+        return found
+
+    def _wrap(self, name: str) -> LoraLayer:
+        """The LoraLayer around the module of that name, put there if there is none."""
+        for part, module, layer in walk(self.base):
+            if (part or ROOT) == name:
+                if layer is not None:
+                    return layer
+                layer = LoraLayer(module, self._registry.layer_type(module), name=name, registry=self._registry).train(self.training)
+                self._put(part, layer)
+                return layer
+        raise UnknownNameError(f"There is no module {name!r}.")
+
+    def _put(self, name: str, module: Module) -> None:
+        if not name:
+            self.base = module
+            return
+        parent, _, last = name.rpartition(".")
+        setattr(next(inner for part, inner, _ in walk(self.base) if part == parent), last, module)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises UnknownNameError, or StateError while anything is merged."""
+        self._check(name)
+        for layer in self.layers.values():
+            if name in layer.names():
+                layer.remove(name)
+        del self._configs[name]
+
+    def set_active(self, active: Active) -> None:
+        """Choose the active adapters: a name, names, or a mapping of names to weights (1 otherwise); none if empty."""
+        weights = as_weights(active)
+        self._check(*weights)
+        for layer in self.layers.values():
+            layer.activate({name: weight for name, weight in weights.items() if name in layer.names()})
+
+    def enable(self) -> None:
+        """Let the active adapters act."""
+        for layer in self.layers.values():
+            layer.enabled = True
+
+    def disable(self) -> None:
+        """Compute what the base alone computes, to the last bit. Raises StateError while an adapter is merged."""
+        if self.merged:
+            raise StateError(f"{choices(self.merged)} is merged into the base and cannot be switched off; unmerge() first.")
+        for layer in self.layers.values():
+            layer.enabled = False
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Switch the adapters off inside a `with` block."""
+        before = {name: layer.enabled for name, layer in self.layers.items()}
+        self.disable()
+        try:
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                layer.enabled = before.get(name, True)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the base computes, with the active adapters."""
+        return self.base(*args, **kwargs)
+
+    def _check(self, *names: str) -> None:
+        for name in names:
+            if name not in self._configs:
+                raise UnknownNameError(f"There is no adapter {name!r}. Adapters: {choices(self._configs)}.")
+
+    # What trains
+
+    def trainable(self) -> list[Parameter]:
+        """The parameters of the active adapters, and those of the base if it is not frozen: what an optimiser takes."""
+        active = [layer.adapter(name) for layer in self.layers.values() for name in layer.active]
+        found = [*self.base_parameters().values(), *(p for adapter in active for p in adapter.parameters())]
+        return [parameter for parameter in found if parameter.requires_grad]
+
+    def freeze_base(self) -> None:
+        """Freeze the base (it is from the start)."""
+        for parameter in self.base_parameters().values():
+            parameter.freeze()
+
+    def unfreeze_base(self) -> None:
+        """Let the base train too. Raises StateError while an adapter is merged."""
+        if self.merged:
+            raise StateError(f"Cannot unfreeze the base while {choices(self.merged)} is merged; unmerge() first.")
+        for parameter in self.base_parameters().values():
+            parameter.unfreeze()
+
+    def base_parameters(self) -> dict[str, Parameter]:
+        """The parameters of the base by the names they have without adapters."""
+        return {
+            f"{name}.{key}" if name else key: value
+            for name, module, _ in walk(self.base)
+            for key, value in vars(module).items()
+            if isinstance(value, Parameter) and not key.startswith("_")
+        }
+
+    def base_state(self) -> dict[str, np.ndarray]:
+        """Copies of the base's arrays by the names they have without adapters; those from before merging, if any is merged."""
+        originals: dict[int, Any] = {}
+        for layer in self.layers.values():
+            originals |= layer.originals()
+        return {name: np.array(p.backend.numpy(originals.get(id(p), p.data))) for name, p in self.base_parameters().items()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the base: names, dtypes, shapes and bytes of its arrays. Adapters, merged or not, do not change it."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.base_state().items()):
+            digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    # Merging
+
+    def merge(self, active: Active | None = None) -> None:
+        """Fold adapters (the active ones if none are named) into the base's weights, until `unmerge`.
+
+        All or nothing: raises StateError if anything is merged already or a merged weight would not be finite.
+        """
+        weights = self.active if active is None else as_weights(active)
+        self._check(*weights)
+        if self.merged:
+            raise StateError(f"{choices(self.merged)} is merged already; merging again would count it twice. unmerge() first.")
+        if not weights:
+            raise StateError("There is nothing to merge: no adapter is active, and none was named.")
+        done = []
+        try:
+            for layer in self.layers.values():
+                mine = {name: weight for name, weight in weights.items() if name in layer.names()}
+                if mine:
+                    layer.merge(mine)
+                    done.append(layer)
+        except BaseException:
+            for layer in done:
+                layer.unmerge()
+            raise
+
+    def unmerge(self) -> None:
+        """Put the base's original arrays back, the very same bits. Raises StateError if nothing is merged."""
+        if not self.merged:
+            raise StateError("Nothing is merged.")
+        for layer in self.layers.values():
+            if layer.merged is not None:
+                layer.unmerge()
+
+    def merged_state(self, active: Active | None = None) -> dict[str, np.ndarray]:
+        """The base's arrays with adapters (the active ones if none are named) folded in; the model stays as it is."""
+        weights = self.active if active is None else as_weights(active)
+        self._check(*weights)
+        if self.merged:
+            raise StateError(f"{choices(self.merged)} is merged already: base_parameters() are the merged arrays. unmerge() first.")
+        state, parameters = self.base_state(), {id(p): name for name, p in self.base_parameters().items()}
+        for layer in self.layers.values():
+            mine = {name: weight for name, weight in weights.items() if name in layer.names()}
+            if mine:
+                arrays, targets = layer.merged_arrays(mine), layer.targets()
+                state |= {parameters[id(targets[key])]: array for key, array in arrays.items()}
+        return state
+
+    def unload(self) -> Module:
+        """Take all adapters out and return the base, as it was before them. Raises StateError while an adapter is merged."""
+        if self.merged:
+            raise StateError(f"{choices(self.merged)} is merged; unmerge() first, or use merge_and_unload() to keep it.")
+        return self._strip()
+
+    def merge_and_unload(self, active: Active | None = None) -> Module:
+        """Merge (the active adapters if none are named) for good and return the base as a plain module."""
+        if not self.merged:
+            self.merge(active)
+        return self._strip()
+
+    def _strip(self) -> Module:
+        for name, inner, layer in list(walk(self.base)):
+            if layer is not None:
+                self._put(name, inner)
+        self._configs.clear()
+        return self.base
+
+    # Adapters as data
+
+    def state(self, adapter: str = "default") -> dict[str, np.ndarray]:
+        """Copies of an adapter's arrays by name: `<layer>.lora_A` (d, r), `<layer>.lora_B` (r, k), and what its method has besides."""
+        return {name: np.array(value.numpy()) for name, value in self._tensors(adapter).items()}
+
+    def _tensors(self, adapter: str) -> dict[str, Parameter]:
+        self._check(adapter)
+        return {
+            f"{name}.{key}": value
+            for name, layer in self.layers.items()
+            if adapter in layer.names()
+            for key, value in layer.adapter(adapter).tensors().items()
+        }
+
+    def load_state(self, state: Mapping[str, Any], adapter: str = "default") -> None:
+        """Take over all arrays of an adapter. Raises FormatError, which lists every fault, and changes nothing then.
+
+        Strict: each name must be there, none else, each array of the right shape and dtype, every value finite.
+        """
+        mine = self._tensors(adapter)
+        arrays = {name: np.asarray(array) for name, array in state.items()}
+        found = [f"missing: {name!r} {mine[name].shape}" for name in mine if name not in arrays]
+        found += [f"unexpected: {name!r} {array.shape}" for name, array in arrays.items() if name not in mine]
+        for name in mine.keys() & arrays.keys():
+            want, got = mine[name], arrays[name]
+            if got.shape != want.shape:
+                found.append(f"wrong shape: {name!r} must be {want.shape}, found {got.shape}")
+            elif got.dtype != want.dtype:
+                found.append(f"wrong dtype: {name!r} must be {want.dtype}, found {got.dtype}; convert it with astype")
+            elif not np.isfinite(got).all():
+                found.append(f"not finite: {name!r} holds NaN or infinity")
+        if found:
+            raise FormatError(faults(f"This state does not fit the adapter {adapter!r} (nothing was loaded):", sorted(found)))
+        if self.merged:
+            raise StateError(f"Cannot load into an adapter while {choices(self.merged)} is merged; unmerge() first.")
+        for name, parameter in mine.items():
+            parameter.assign(arrays[name])
+
+    def save(self, path: str | Path, *, adapters: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        """Write adapters (all if none are named) to one file; see `loratk.lora.files.save`."""
+        from .files import save
+
+        save(self, path, adapters=adapters, metadata=metadata)
+
+    def load(self, path: str | Path, *, adapters: Sequence[str] | None = None, check_base: bool = True) -> list[str]:
+        """Add the adapters of a file (all if none are named), not active yet; see `loratk.lora.files.load`."""
+        from .files import load
+
+        return load(self, path, adapters=adapters, check_base=check_base)
+
+    @classmethod
+    def from_file(cls, module: Module, path: str | Path, *, check_base: bool = True, registry: Registry | None = None) -> "LoraModel":
+        """Freeze a module and give it the adapters of a file, all active."""
+        model = cls(module, registry=registry)
+        model.set_active(model.load(path, check_base=check_base))
+        return model
+
+
+def _chain_faults(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None]) -> Iterator[str]:
+    if not weights:
+        yield "there is no weight"
+    if len(biases) != len(weights):
+        yield f"there are {len(weights)} weights and {len(biases)} biases; give None for a layer without bias"
+    for i, weight in enumerate(weights):
+        if weight.ndim != 2 or not weight.size:
+            yield f"weight {i} must be a matrix (d, k), found shape {weight.shape}"
+        elif i and weights[i - 1].ndim == 2 and weight.shape[0] != weights[i - 1].shape[1]:
+            yield f"weight {i} {weight.shape} takes {weight.shape[0]} inputs, weight {i - 1} {weights[i - 1].shape} has {weights[i - 1].shape[1]} outputs"
+        if weight.dtype not in (np.float32, np.float64):
+            yield f"weight {i} must be float32 or float64, found {weight.dtype}"
+        elif weight.dtype != weights[0].dtype:
+            yield f"weight {i} is {weight.dtype}, weight 0 is {weights[0].dtype}; convert one with astype"
+        bias = biases[i] if i < len(biases) else None
+        if bias is not None and weight.ndim == 2 and bias.shape != weight.shape[1:]:
+            yield f"bias {i} must have shape ({weight.shape[1]},), found {bias.shape}"
+        if bias is not None and bias.dtype != weight.dtype:
+            yield f"bias {i} must have its weight's dtype {weight.dtype}, found {bias.dtype}"
