@@ -1,6 +1,6 @@
 """Modules in a row, and the multi-layer perceptron."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,9 @@ class Sequential(Module):
 
     def __len__(self) -> int:
         return sum(1 for _ in self.children())
+
+    def __iter__(self) -> Iterator[Module]:
+        return (module for _, module in self.children())
 
     def __getitem__(self, i: int) -> Module:
         return [module for _, module in self.children()][i]

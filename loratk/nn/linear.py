@@ -1,5 +1,6 @@
 """The linear layer and the embedding: the two ways of using a matrix that everything else is made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,58 @@ def positive(**sizes: Any) -> None:
             raise ConfigError(f"{name} must be a positive integer, found {size!r}.")
 
 
-def matrix(weight: Any, name: str = "weight") -> np.ndarray:
-    """A float32 or float64 matrix out of what a caller handed in. Raises ShapeError or DtypeError."""
+def bounded(rng: np.random.Generator, bound: float, shape: tuple[int, ...], dtype: Any) -> Parameter:
+    """A parameter drawn uniformly from +-bound."""
+    return Parameter(rng.uniform(-bound, bound, shape).astype(dtype))
+
+
+def weight_array(weight: Any, axes: Sequence[str], name: str = "weight") -> np.ndarray:
+    """A float32 or float64 array with the named axes out of what a caller handed in. Raises ShapeError or DtypeError."""
     weight = np.asarray(weight)
-    if weight.ndim != 2:
-        raise ShapeError(f"{name} must be a matrix (d, k), found shape {weight.shape}.")
+    if weight.ndim != len(axes) or 0 in weight.shape:
+        raise ShapeError(f"{name} must have {len(axes)} axes ({', '.join(axes)}), none of them empty, found shape {weight.shape}.")
     if weight.dtype not in (np.float32, np.float64):
         raise DtypeError(f"{name} must be float32 or float64, found {weight.dtype}; convert it with astype.")
     return weight
 
 
-class Linear(Module):
+class Affine(Module):
+    """A module whose output is a product with a weight that acts as a matrix (d, k), plus a bias (k,).
+
+    A kind defines `apply_matrix(x, m)`: its own operation with another matrix (d, k') in place of its weight, linear in m,
+    the last axis of the result being the last of m.
+    """
+
+    adds_bias = True
+    weight: Parameter
+    bias: Parameter | None
+
+    def _hold(self, weight: np.ndarray, bias: Any, backend: str | Backend) -> None:
+        """Take copies of a checked weight and an unchecked bias. Raises ShapeError or DtypeError."""
+        self.weight, self.bias = Parameter(weight, backend=backend), None
+        if bias is not None:
+            bias = np.asarray(bias)
+            if bias.shape != weight.shape[-1:]:
+                raise ShapeError(f"bias must be ({weight.shape[-1]},), as the weight is {weight.shape}, found shape {bias.shape}.")
+            if bias.dtype != weight.dtype:
+                raise DtypeError(f"bias must have the weight's dtype {weight.dtype}, found {bias.dtype}; convert it with astype.")
+            self.bias = Parameter(bias, backend=backend)
+
+    def apply_matrix(self, x: Tensor, m: Any) -> Tensor:
+        """The module's operation with m, a tensor or a frozen weight's handle (d, k'), in place of its weight; no bias."""
+        raise NotImplementedError(f"{type(self).__name__} defines no apply_matrix()")
+
+    def product(self, x: Tensor) -> Tensor:
+        """The module's operation without the bias."""
+        return self.apply_matrix(x, self.weight.matrix())
+
+    def forward(self, x: Any) -> Tensor:
+        """The product plus the bias, unless that is None."""
+        y = self.product(self.input(x))
+        return y if self.bias is None else y + self.bias
+
+
+class Linear(Affine):
     """x W + b: (..., d) -> (..., k), with `weight` (d, k) and `bias` (k,) or None.
 
     Drawn uniformly from +-1/sqrt(d), as is common practice.
@@ -37,33 +79,19 @@ class Linear(Module):
     def __init__(self, d: int, k: int, *, bias: bool = True, rng: np.random.Generator | int, dtype: Any = np.float32) -> None:
         positive(d=d, k=k)
         rng, dtype = generator(rng), float_dtype(dtype)
-        bound = d**-0.5
-        self.weight = Parameter(rng.uniform(-bound, bound, (d, k)).astype(dtype))
-        self.bias = Parameter(rng.uniform(-bound, bound, k).astype(dtype)) if bias else None
+        self.weight = bounded(rng, d**-0.5, (d, k), dtype)
+        self.bias = bounded(rng, d**-0.5, (k,), dtype) if bias else None
 
     @classmethod
     def from_arrays(cls, weight: Any, bias: Any = None, *, backend: str | Backend = "cpu") -> "Linear":
         """A layer with copies of a weight (d, k) and, unless None, a bias (k,). Raises ShapeError or DtypeError."""
-        weight = matrix(weight)
         self = cls.__new__(cls)
-        self.weight, self.bias = Parameter(weight, backend=backend), None
-        if bias is not None:
-            bias = np.asarray(bias)
-            if bias.shape != weight.shape[1:]:
-                raise ShapeError(f"bias must be ({weight.shape[1]},), as the weight is {weight.shape}, found shape {bias.shape}.")
-            if bias.dtype != weight.dtype:
-                raise DtypeError(f"bias must have the weight's dtype {weight.dtype}, found {bias.dtype}; convert it with astype.")
-            self.bias = Parameter(bias, backend=backend)
+        self._hold(weight_array(weight, ("d", "k")), bias, backend)
         return self
 
-    def product(self, x: Tensor) -> Tensor:
-        """x W without the bias."""
-        return ops.linear(x, self.weight.handle() if self.weight.frozen else self.weight)
-
-    def forward(self, x: Any) -> Tensor:
-        """(..., d) -> (..., k)."""
-        y = self.product(self.input(x))
-        return y if self.bias is None else y + self.bias
+    def apply_matrix(self, x: Tensor, m: Any) -> Tensor:
+        """x m: (..., d), (d, k') -> (..., k')."""
+        return ops.linear(x, m)
 
     def describe(self) -> str:
         """The shape, for the repr."""
@@ -82,8 +110,12 @@ class Embedding(Module):
     def from_array(cls, weight: Any, *, backend: str | Backend = "cpu") -> "Embedding":
         """An embedding with a copy of a weight (v, k)."""
         self = cls.__new__(cls)
-        self.weight = Parameter(matrix(weight), backend=backend)
+        self.weight = Parameter(weight_array(weight, ("v", "k")), backend=backend)
         return self
+
+    def apply_matrix(self, index: Any, m: Any) -> Tensor:
+        """Rows of m, a tensor or a frozen weight's handle (v, k'), by number: integers (...,) -> (..., k')."""
+        return ops.gather_rows(m if isinstance(m, Tensor) else Tensor(m.numpy(), backend=self.backend), index)
 
     def forward(self, index: Any) -> Tensor:
         """Integers (...,) in [0, v) -> (..., k)."""

@@ -30,6 +30,20 @@ class Module:
     """
 
     training = True
+    adds_bias = False
+    """Whether the module's own parameter `bias`, where it is not None, is added along the last axis of its output."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (Module, Parameter)):
+            if name in vars(Module) or "." in name:
+                why = "holds a dot, which separates names" if "." in name else "is taken: every module has something of that name"
+                raise ConfigError(f"{type(self).__name__}.{name} {why}; choose another for this {type(value).__name__}.")
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, (Module, Parameter)) for item in value) and name[0] != "_":
+            raise DtypeError(
+                f"{type(self).__name__}.{name} is a {type(value).__name__} of modules or parameters, whose names and gradients "
+                "would not be found; put modules into a Sequential and give each parameter an attribute of its own."
+            )
+        super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; each kind of module defines it."""
@@ -65,7 +79,11 @@ class Module:
         return module
 
     def replace(self, name: str, module: "Module") -> None:
-        """Put another module at a dotted name below this one. Raises UnknownNameError."""
+        """Put another module at a dotted name below this one. Raises UnknownNameError, or ConfigError for this one itself."""
+        if not isinstance(module, Module):
+            raise DtypeError(f"Only a Module can stand at {name!r}, found {type(module).__name__}.")
+        if not name:
+            raise ConfigError("A module cannot replace itself: '' names the root; use the other module in its stead.")
         self.get(name)
         parent, _, last = name.rpartition(".")
         setattr(self.get(parent), last, module)
