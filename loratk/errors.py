@@ -59,6 +59,10 @@ class StoreError(LoratkError, OSError):
     """A file that cannot be read or written: missing, no permission, disk full."""
 
 
+class DependencyError(LoratkError, ImportError):
+    """An optional package that is asked for but not installed."""
+
+
 def choices(names: Iterable[str]) -> str:
     """The names, quoted and sorted, for the end of a message: `'a', 'b'`, or `none`."""
     return ", ".join(repr(name) for name in sorted(names)) or "none"

@@ -102,6 +102,14 @@ class Module:
                 seen.add(id(value))
                 yield name, value
 
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """Dotted name and buffer, each buffer once, in the order of `modules`."""
+        seen: set[int] = set()
+        for name, value in self._arrays():
+            if isinstance(value, Buffer) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
     def parameters(self) -> Iterator[Parameter]:
         """All parameters, frozen ones too, each once."""
         return (parameter for _, parameter in self.named_parameters())
