@@ -156,10 +156,10 @@ class _Tree:
                 self._records.setdefault(name, {}).setdefault(rest[0], {})[rest[1]] = reader.strings[full]
         for full in reader.names():
             parts = [unescape(part) for part in full.split("/")]
-            if parts[0] == ROOT and len(parts) == 4:
+            if parts[0] == ROOT and len(parts) == 4 and "." not in parts[3]:
                 self.adapters[parts[1]][parts[2], parts[3]] = full
             elif parts[0] == ROOT:
-                found.append(f"array {full!r} is not at {ROOT}/<adapter>/<module path>/<parameter>")
+                found.append(f"array {full!r} is not at {ROOT}/<adapter>/<module path>/<parameter>, the parameter without a dot")
 
     def state(self, name: str) -> AdapterState:
         """One adapter with its tensors left out; they are checked by shape."""

@@ -23,7 +23,7 @@ MEMBER = "__loratk__.json"
 BOMB_BYTES, BOMB_RATIO = 4 << 30, 1000
 _EMPTY_ARCHIVE = b"PK\5\6"
 _COMMENT_LIMIT = 65535
-_ADVICE = f"If it was edited on purpose, write it anew, or take the member {MEMBER!r} out of the archive."
+_ADVICE = f"If it was edited on purpose, set 'sealed' to false in its member {MEMBER!r} and delete the archive's comment."
 
 
 class NpzStore(StoreBase):
@@ -142,7 +142,7 @@ class NpzReader:
             if (fault := _member_fault(member)) is not None:
                 raise ValueError(fault)
             record = strict_json.loads(self._archive.read(member).decode())
-            if record["sealed"] is True:
+            if record.get("sealed") is True:
                 self._file.require_seal()
             if (record["format"], record["format_version"]) != ("loratk-npz", 1):
                 raise ValueError(f"it says format {record['format']!r}, version {record['format_version']!r}, not 'loratk-npz', 1")
