@@ -148,3 +148,18 @@ def specialise(function: Callable[..., Any], *, float32: Callable[..., Any], flo
     @overload(function, strict=False, jit_options=dict(FLAGS, fastmath={"contract"}, forceinline=True))
     def choose(x: Any) -> Callable[..., Any] | None:
         return by_dtype.get(getattr(x, "dtype", x))
+
+
+@cache
+def vector_bytes() -> tuple[int, int]:
+    """The width in bytes and the number of this machine's vector registers."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64, 32
+    if features.get("avx2") and features.get("fma"):
+        return 32, 16
+    if "arm" in binding.get_process_triple() or "aarch64" in binding.get_process_triple():
+        return 16, 32
+    return 16, 16
