@@ -26,9 +26,9 @@ class Node:
 
     __slots__ = ("joint", "number", "op", "pullbacks", "shapes", "sources")
 
-    def __init__(self, op: str, sources: tuple[Union["Node", "Tensor", None], ...], shapes: tuple[Any, ...]) -> None:
+    def __init__(self, op: str, sources: Sequence[Union["Node", "Tensor", None]], shapes: Sequence[Any]) -> None:
         self.op, self.number = op, next(_count)
-        self.sources: tuple[Node | Tensor | None, ...] | None = sources
+        self.sources: Sequence[Node | Tensor | None] | None = sources
         self.shapes = shapes
         self.pullbacks: Sequence[Pullback | None] = ()
         self.joint: Pullback | None = None
@@ -43,28 +43,34 @@ class Node:
         return grads
 
 
-def record(op: str, K: Backend, parents: Sequence[Any], out: Any, args: Sequence[Any], options: dict[str, Any]) -> Node:
-    """The node of an op that has just been run. `parents` holds a tensor for each argument that needs a gradient, else None."""
+def record(
+    op: str, K: Backend, operands: Sequence[Any], needs: Sequence[bool], out: Any, args: Sequence[Any], options: dict[str, Any]
+) -> Node:
+    """The node of an op that has just been run. `needs` says of each operand whether it is a tensor that needs a gradient."""
     node = Node(
         op,
-        tuple(None if parent is None else parent._node or parent for parent in parents),
-        tuple(None if parent is None else parent.data.shape for parent in parents),
+        [operand._node or operand if need else None for operand, need in zip(operands, needs, strict=True)],
+        [arg.shape if need else None for arg, need in zip(args, needs, strict=True)],
     )
     joint = JOINT_VJPS.get(op)
     if joint is not None:
-        node.joint = joint(K, tuple(parent is not None for parent in parents), out, *args, **options)
+        node.joint = joint(K, tuple(needs), out, *args, **options)
         return node
     makers = VJPS.get(op)
     if makers is None:
         raise GraphError(f"The op {op!r} has no derivative, and an argument of it needs a gradient. Write one with defvjp({op!r}, ...).")
     pullbacks: list[Pullback | None] = []
-    for i, parent in enumerate(parents):
-        maker = makers[min(i, len(makers) - 1)]
-        if parent is not None and maker is None:
-            raise GraphError(f"The op {op!r} has no derivative for argument {i}, which needs a gradient; detach() it first.")
-        pullbacks.append(maker(K, out, *args, **options) if parent is not None and maker is not None else None)
+    for i, need in enumerate(needs):
+        maker = makers[i] if i < len(makers) else makers[-1]
+        if need and maker is None:
+            raise GraphError(f"{_underived(op, i)}; detach() it first.")
+        pullbacks.append(maker(K, out, *args, **options) if need and maker is not None else None)
     node.pullbacks = pullbacks
     return node
+
+
+def _underived(op: str, place: int) -> str:
+    return f"The op {op!r} has no derivative for argument {place}, which needs a gradient"
 
 
 def check_finite(K: Backend, array: Any, what: str) -> None:
@@ -100,6 +106,8 @@ def run_backward(K: Backend, root: Node, gradient: Any) -> None:
     gradients: dict[Node, Any] = {root: gradient}
     anomaly = modes.anomaly
     order = _reachable(root)
+    if anomaly:
+        check_finite(K, gradient, "The gradient passed to backward()")
     for node in order:
         g = gradients.pop(node)
         sources, node.sources = node.sources, None
@@ -107,6 +115,8 @@ def run_backward(K: Backend, root: Node, gradient: Any) -> None:
         for i, (source, shape, grad) in enumerate(zip(sources, node.shapes, node.pull(g), strict=True)):
             if source is None:
                 continue
+            if grad is None:
+                raise GraphError(f"{_underived(node.op, i)}; detach() it first.")
             if grad.shape != shape:
                 grad = K.sum_to(grad, shape=shape)
             if anomaly:

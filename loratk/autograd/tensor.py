@@ -1,14 +1,16 @@
 """The tensor: an array that remembers which ops made it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendError, DtypeError, GraphError, ShapeError
+from ..errors import BackendError, DtypeError, GraphError, LoratkError, ShapeError
 from ..kernels import Backend, get_backend
 from .graph import Node, check_finite, record, run_backward
 from .modes import modes
+from .vjps import VJPS
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -42,6 +44,8 @@ class Tensor:
                     f"A tensor holds float32, float64, integers or bool, found dtype {data.dtype}; convert it with astype first."
                 )
             data = self.backend.asarray(data)
+        if not hasattr(data, "dtype"):
+            raise DtypeError(f"A tensor holds an array or a number, found {type(data).__name__}.")
         self.data = data
         if requires_grad and self.dtype not in FLOATS:
             raise DtypeError(f"Only float32 and float64 tensors can need a gradient, found dtype {self.dtype}.")
@@ -73,6 +77,9 @@ class Tensor:
         if not self.ndim:
             raise ShapeError("A tensor without axes has no length.")
         return int(self.data.shape[0])
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
         grad = f", op={self._node.op!r}" if self._node else ", requires_grad=True" if self.requires_grad else ""
@@ -131,20 +138,27 @@ class Tensor:
         return apply("div", other, self)
 
     def __matmul__(self, other: Any) -> "Tensor":
-        return apply("matmul", self, other)
+        return apply("matmul", *matrices(self, other))
 
     def __rmatmul__(self, other: Any) -> "Tensor":
-        return apply("matmul", other, self)
+        return apply("matmul", *matrices(other, self))
 
     def __neg__(self) -> "Tensor":
         return apply("neg", self)
 
     def __pow__(self, exponent: float) -> "Tensor":
+        if isinstance(exponent, Tensor):
+            raise DtypeError("x ** y needs a number y, found a Tensor; write exp(y * log(x)) for a power that varies.")
         return apply("power", self, exponent=float(exponent))
 
     # Shape and sums; everything else is a function of `loratk.autograd.ops`
 
     def __getitem__(self, index: Any) -> "Tensor":
+        for part in index if isinstance(index, tuple) else (index,):
+            if isinstance(part, bool) or not (part is None or part is ... or isinstance(part, (int, np.integer, slice))):
+                raise DtypeError(
+                    f"A tensor is indexed by integers, slices, ... and None, found {type(part).__name__}; gather_rows() takes row numbers."
+                )
         return apply("getitem", self, index=index)
 
     @property
@@ -152,9 +166,9 @@ class Tensor:
         """The axes reversed."""
         return apply("transpose", self, axes=tuple(range(self.ndim))[::-1])
 
-    def reshape(self, *shape: int) -> "Tensor":
-        """The same values in another shape; one size may be -1."""
-        return apply("reshape", self, shape=shape)
+    def reshape(self, *shape: int | tuple[int, ...]) -> "Tensor":
+        """The same values in another shape, given as sizes or one tuple; one size may be -1."""
+        return apply("reshape", self, shape=shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape)
 
     def transpose(self, *axes: int) -> "Tensor":
         """The axes in another order."""
@@ -188,48 +202,60 @@ class Tensor:
                     f"backward() without a gradient needs a single number, found shape {self.shape}; take a sum or mean, or pass one."
                 )
             gradient = np.ones(self.shape, self.dtype)
-        if isinstance(gradient, Tensor):
-            gradient = gradient.data
-        if isinstance(gradient, (np.ndarray, np.generic, int, float)):
-            gradient = self.backend.asarray(np.asarray(gradient, self.dtype))
-        if tuple(gradient.shape) != self.shape:
-            raise ShapeError(f"The gradient passed to backward() must have the tensor's shape {self.shape}, found {tuple(gradient.shape)}.")
+        if isinstance(gradient, (int, float)):
+            gradient = np.asarray(gradient, self.dtype)
+        if not isinstance(gradient, Tensor):  # copied, as it may become the grad of a leaf
+            gradient = Tensor(gradient.copy() if isinstance(gradient, np.ndarray) else gradient, backend=self.backend)
+        if gradient.backend is not self.backend:
+            raise BackendError(f"The gradient passed to backward() is on {gradient.backend.name!r}, the tensor on {self.backend.name!r}.")
+        if gradient.dtype != self.dtype:
+            raise DtypeError(f"The gradient passed to backward() must be {self.dtype}, as the tensor is, found {gradient.dtype}.")
+        if gradient.shape != self.shape:
+            raise ShapeError(f"The gradient passed to backward() must have the tensor's shape {self.shape}, found {gradient.shape}.")
         if self._node is None:
-            self.grad = gradient if self.grad is None else self.backend.add(self.grad, gradient)
+            self.grad = gradient.data if self.grad is None else self.backend.add(self.grad, gradient.data)
         else:
-            run_backward(self.backend, self._node, gradient)
+            run_backward(self.backend, self._node, gradient.data)
 
 
 def apply(op: str, *operands: Any, **options: Any) -> Tensor:
     """Run the kernel of that name on tensors (or what becomes constants beside them) and record it for the backward pass.
 
-    Operands that are neither tensors nor numbers nor NumPy arrays, such as handles of frozen weights, go to the kernel
-    as they are. All floating operands must share one dtype and all tensors one backend. Where the kernel returns a tuple,
-    the first item is the op's value and the rest is there for the derivative.
+    Numbers and lists become arrays of the tensors' dtype. What is neither that nor a tensor nor a NumPy array, such as the
+    handle of a frozen weight, goes to the kernel as it is. All tensors must be on one backend, and all arrays of one dtype
+    but those that take no gradient, such as row numbers. Where the kernel returns a tuple, the first item is the op's value
+    and the rest is there for the derivative.
     """
     K: Backend | None = None
     dtype: np.dtype[Any] | None = None
     for operand in operands:
         if isinstance(operand, Tensor):
-            if K is not None and K is not operand.backend:
-                raise BackendError(f"{op} got tensors of two backends, {K.name!r} and {operand.backend.name!r}; move one with to().")
-            K = operand.backend
-            if operand.dtype in FLOATS:
-                if dtype is not None and dtype != operand.dtype:
-                    raise DtypeError(f"{op} got both {dtype} and {operand.dtype}; convert one, nothing is converted silently.")
-                dtype = operand.dtype
+            if K is not operand.backend:
+                if K is not None:
+                    raise BackendError(f"{op} got tensors of two backends, {K.name!r} and {operand.backend.name!r}; move one with to().")
+                K = operand.backend
+            found = operand.data.dtype
+            if found.kind != "b" and (dtype is None or dtype.kind != "f"):
+                dtype = found
     if K is None:
         raise DtypeError(f"{op} needs at least one Tensor, found {', '.join(type(operand).__name__ for operand in operands)}.")
-    args = [_array(op, operand, K, dtype) for operand in operands]
-    out = getattr(K, op)(*args, **options)
+    args = [_array(op, i, operand, K, dtype) for i, operand in enumerate(operands)]
+    try:
+        out = getattr(K, op)(*args, **options)
+    except (ValueError, IndexError) as error:
+        if isinstance(error, LoratkError):
+            raise
+        shapes = " and ".join(str(tuple(arg.shape)) for arg in args if hasattr(arg, "shape"))
+        given = "".join(f", {name}={value!r}" for name, value in options.items())
+        raise ShapeError(f"{op} does not fit shape {shapes}{given}: {error}.") from error
     value = out[0] if isinstance(out, tuple) else out
     if modes.anomaly:
         check_finite(K, value, f"The result of op {op!r}")
     result = _result(value, K)
     if modes.recording:
-        parents = [operand if isinstance(operand, Tensor) and operand.requires_grad else None for operand in operands]
-        if any(parent is not None for parent in parents):
-            result._node = record(op, K, parents, out, args, options)
+        needs = [isinstance(operand, Tensor) and operand.requires_grad for operand in operands]
+        if True in needs:
+            result._node = record(op, K, operands, needs, out, args, options)
             result.requires_grad = True
     return result
 
@@ -241,14 +267,27 @@ def _result(value: Any, K: Backend) -> Tensor:
     return result
 
 
-def _array(op: str, operand: Any, K: Backend, dtype: np.dtype[Any] | None) -> Any:
+def _array(op: str, place: int, operand: Any, K: Backend, dtype: np.dtype[Any] | None) -> Any:
+    """The operand as the kernel takes it, its dtype checked against that of the tensors (None: they are all bool)."""
     if isinstance(operand, Tensor):
-        return operand.data
-    if isinstance(operand, (bool, int, float)):
-        return K.asarray(np.asarray(operand, dtype or np.float32))
-    if isinstance(operand, (np.ndarray, np.generic)):
-        operand = np.asarray(operand)
-        if operand.dtype.kind == "f" and dtype is not None and operand.dtype != dtype:
-            raise DtypeError(f"{op} got both {dtype} and an array of {operand.dtype}; convert one, nothing is converted silently.")
-        return K.asarray(operand)
-    return operand
+        array = operand.data
+    elif isinstance(operand, (bool, int, float, list, tuple)):
+        whole = dtype is not None and dtype.kind != "f" and not isinstance(operand, int)
+        array = K.asarray(np.asarray(operand, np.float32 if whole else dtype or np.float32))
+    elif isinstance(operand, (np.ndarray, np.generic)):
+        array = K.asarray(np.asarray(operand))
+    else:
+        return operand
+    if dtype is not None and array.dtype != dtype:
+        makers = VJPS.get(op, (None,))
+        if array.dtype.kind == "f" or makers[min(place, len(makers) - 1)] is not None:
+            raise DtypeError(f"{op} got both {dtype} and {array.dtype}; convert one, nothing is converted silently.")
+    return array
+
+
+def matrices(a: Any, b: Any) -> tuple[Any, Any]:
+    """The two operands of a matrix product, if each has the two axes it needs. Raises ShapeError."""
+    for name, x in (("first", a), ("second", b)):
+        if len(shape := np.shape(x.data if isinstance(x, Tensor) else x)) < 2:
+            raise ShapeError(f"matmul needs at least two axes, found shape {shape} for its {name} argument; reshape it.")
+    return a, b

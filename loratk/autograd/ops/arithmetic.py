@@ -1,8 +1,11 @@
 """Element by element: arithmetic with broadcasting, powers, roots and trigonometry."""
 
+import math
 from typing import Any
 
-from ...errors import ConfigError
+import numpy as np
+
+from ...errors import ConfigError, DtypeError
 from ..tensor import Tensor, apply
 from ..vjps import defvjp
 
@@ -54,6 +57,8 @@ def power(x: Any, exponent: float) -> Tensor:
 
 def _power(K: Any, out: Any, x: Any, exponent: float) -> Any:
     factor = K.asarray(x.dtype.type(exponent).reshape(()))
+    if exponent == 0.0:  # 0 * x^-1 would be NaN at x = 0
+        return lambda g: K.mul(g, factor)
     return lambda g: K.mul(g, K.mul(factor, K.power(x, exponent=exponent - 1)))
 
 
@@ -126,27 +131,29 @@ def minimum(a: Any, b: Any) -> Tensor:
     return apply("minimum", a, b)
 
 
-def _winner(K: Any, out: Any, mine: Any, other: Any) -> Any:
-    """1 where mine is the extreme value, 1/2 where both are, 0 elsewhere; as the gradient of |.| does it, without comparisons."""
-    one, half = (K.asarray(out.dtype.type(value).reshape(())) for value in (1, 0.5))
-    lost = K.add(K.absolute(K.sub(out, mine)), K.mul(K.absolute(K.sub(out, other)), K.neg(one)))
-    sign = K.sub(K.relu_grad(K.broadcast_to(one, shape=lost.shape), K.neg(lost)), K.relu_grad(K.broadcast_to(one, shape=lost.shape), lost))
-    return K.mul(K.add(sign, one), half)
+def _share(K: Any, g: Any, ahead: Any) -> Any:
+    """g where `ahead` > 0, half of it where `ahead` is 0, nothing where it is negative."""
+    half = K.asarray(g.dtype.type(0.5).reshape(()))
+    return K.mul(half, K.sub(K.add(g, K.relu_grad(g, ahead)), K.relu_grad(g, K.neg(ahead))))
 
 
-for _op in ("maximum", "minimum"):
-    defvjp(
-        _op,
-        lambda K, out, a, b: lambda g: K.mul(g, _winner(K, out, a, b)),
-        lambda K, out, a, b: lambda g: K.mul(g, _winner(K, out, b, a)),
-    )
+defvjp(
+    "maximum",
+    lambda K, out, a, b: lambda g: _share(K, g, K.sub(a, b)),
+    lambda K, out, a, b: lambda g: _share(K, g, K.sub(b, a)),
+)
+defvjp(
+    "minimum",
+    lambda K, out, a, b: lambda g: _share(K, g, K.sub(b, a)),
+    lambda K, out, a, b: lambda g: _share(K, g, K.sub(a, b)),
+)
 
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     """x held between two constants; the gradient passes strictly between them. Raises ConfigError if low > high."""
     if low is None and high is None:
         raise ConfigError("clip needs a low or a high bound, found neither.")
-    if low is not None and high is not None and not low <= high:
+    if not (-math.inf if low is None else low) <= (math.inf if high is None else high):  # a NaN fails too
         raise ConfigError(f"clip needs low <= high, found {low} and {high}.")
     return apply("clip", x, low=low, high=high)
 
@@ -167,6 +174,9 @@ defvjp("clip", _clip)
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """a where the boolean array `condition` holds, else b."""
+    condition = condition if isinstance(condition, Tensor) else np.asarray(condition)
+    if condition.dtype != np.bool_:
+        raise DtypeError(f"where needs a condition of bool, found dtype {condition.dtype}.")
     return apply("where", condition, a, b)
 
 

@@ -7,8 +7,7 @@ import numpy as np
 from ...errors import ConfigError, DtypeError, ShapeError
 from ..tensor import Tensor, apply
 from ..vjps import defvjp
-from .activations import relu
-from .arithmetic import absolute, exp, log
+from .arithmetic import absolute, exp, log, maximum
 
 
 def mse(x: Tensor, target: Any) -> Tensor:
@@ -16,6 +15,8 @@ def mse(x: Tensor, target: Any) -> Tensor:
     target = target if isinstance(target, Tensor) else np.asarray(target, x.dtype)
     if tuple(target.shape) != x.shape:
         raise ShapeError(f"mse needs predictions and targets of one shape, found {x.shape} and {tuple(target.shape)}.")
+    if not x.size:
+        raise ShapeError(f"mse has no entry to average over, found shape {x.shape}.")
     return apply("mse", x, target)
 
 
@@ -66,4 +67,7 @@ def binary_cross_entropy(logits: Tensor, target: Any) -> Tensor:
     target = target if isinstance(target, Tensor) else np.asarray(target, logits.dtype)
     if tuple(target.shape) != logits.shape:
         raise ShapeError(f"binary_cross_entropy needs logits and targets of one shape, found {logits.shape} and {tuple(target.shape)}.")
-    return (relu(logits) - logits * target + log(exp(-absolute(logits)) + 1.0)).mean()
+    if not logits.size:
+        raise ShapeError(f"binary_cross_entropy has no entry to average over, found shape {logits.shape}.")
+    # not relu: at 0 the derivative is that of the loss, 1/2 - t, only if maximum's is 1/2 there
+    return (maximum(logits, 0.0) - logits * target + log(exp(-absolute(logits)) + 1.0)).mean()

@@ -1,5 +1,6 @@
 """Normalisation over the last axis."""
 
+import math
 from typing import Any
 
 from ...errors import ShapeError
@@ -7,20 +8,19 @@ from ..tensor import Tensor, apply
 from ..vjps import defvjp_joint
 
 
-def _rows(op: str, x: Tensor, *parameters: Any) -> Tensor:
+def _by_row(op: str, x: Tensor, *parameters: Any, eps: float) -> Tensor:
     for parameter in parameters:
-        if tuple(parameter.shape) != x.shape[-1:]:
+        if not x.ndim or tuple(parameter.shape) != x.shape[-1:]:
             raise ShapeError(f"{op}: the last axis of x {x.shape} must fit the parameter's shape {tuple(parameter.shape)}.")
-    return x.reshape(-1 if x.size else 0, x.shape[-1])
+    if x.ndim == 2:
+        return apply(op, x, *parameters, eps=eps)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return apply(op, rows, *parameters, eps=eps).reshape(*x.shape)
 
 
 def layer_norm(x: Tensor, weight: Any, bias: Any, *, eps: float = 1e-5) -> Tensor:
     """Each row shifted to mean 0, scaled to variance 1, times weight plus bias: (..., k), (k,), (k,). Ba et al. 2016, eq. 4."""
-    rows = x if x.ndim == 2 else _rows("layer_norm", x, weight, bias)
-    if x.ndim == 2:
-        _rows("layer_norm", x, weight, bias)
-    y = apply("layer_norm", rows, weight, bias, eps=eps)
-    return y if x.ndim == 2 else y.reshape(*x.shape)
+    return _by_row("layer_norm", x, weight, bias, eps=eps)
 
 
 def _layer_norm(K: Any, needs: tuple[bool, ...], out: Any, x: Any, weight: Any, bias: Any, eps: float) -> Any:
@@ -33,9 +33,7 @@ defvjp_joint("layer_norm", _layer_norm)
 
 def rms_norm(x: Tensor, weight: Any, *, eps: float = 1e-6) -> Tensor:
     """Each row divided by its root mean square, times weight: (..., k), (k,). Zhang & Sennrich 2019, eq. 4."""
-    rows = x if x.ndim == 2 else _rows("rms_norm", x, weight)
-    y = apply("rms_norm", rows, weight, eps=eps)
-    return y if x.ndim == 2 else y.reshape(*x.shape)
+    return _by_row("rms_norm", x, weight, eps=eps)
 
 
 def _rms_norm(K: Any, needs: tuple[bool, ...], out: Any, x: Any, weight: Any, eps: float) -> Any:

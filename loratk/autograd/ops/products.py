@@ -1,9 +1,10 @@
 """Matrix products, with weights that train and weights that are frozen."""
 
+import math
 from typing import Any
 
-from ...errors import ShapeError
-from ..tensor import Tensor, apply
+from ...errors import DtypeError, ShapeError
+from ..tensor import Tensor, apply, matrices
 from ..vjps import defvjp
 
 
@@ -19,18 +20,14 @@ def _check(op: str, x: Any, d: int) -> None:
 
 def matmul(a: Any, b: Any) -> Tensor:
     """Matrix product over the last two axes, the leading axes broadcast: (..., n, d), (..., d, k) -> (..., n, k)."""
-    for name, x in (("first", a), ("second", b)):
-        if len(x.shape) < 2:
-            raise ShapeError(f"matmul needs at least two axes, found shape {tuple(x.shape)} for its {name} argument; reshape it.")
-    _check("matmul", a, b.shape[-2])
-    return apply("matmul", a, b)
+    return apply("matmul", *matrices(a, b))
 
 
 def _for_b(K: Any, out: Any, a: Any, b: Any) -> Any:
     if len(b.shape) > 2:
         return lambda g: K.matmul(_swapped(K, a), g)
     d, k = b.shape  # rows of all leading axes in one product, instead of one product each and their sum
-    n = a.size // d if d else 0
+    n = math.prod(a.shape[:-1])
     return lambda g: K.matmul(_swapped(K, K.reshape(a, shape=(n, d))), K.reshape(g, shape=(n, k)))
 
 
@@ -40,6 +37,8 @@ defvjp("matmul", lambda K, out, a, b: lambda g: K.matmul(g, _swapped(K, b)), _fo
 def frozen_matmul(x: Any, w: Any) -> Tensor:
     """x W with a frozen weight's handle: (..., d), (d, k) -> (..., k). No product for W's gradient, and x is not kept."""
     _check("frozen_matmul", x, w.shape[0])
+    if x.dtype != w.dtype:
+        raise DtypeError(f"frozen_matmul got x of {x.dtype} and a weight of {w.dtype}; convert one, nothing is converted silently.")
     return apply("frozen_matmul", x, w)
 
 

@@ -51,6 +51,8 @@ defvjp("getitem", _getitem)
 
 def concat(tensors: Sequence[Any], axis: int = -1) -> Tensor:
     """Tensors joined along an axis."""
+    if len(dtypes := {str(tensor.dtype) for tensor in tensors}) > 1:
+        raise DtypeError(f"concat got both {' and '.join(sorted(dtypes))}; convert one, nothing is converted silently.")
     return apply("concat", *tensors, axis=axis)
 
 
@@ -73,10 +75,12 @@ def gather_rows(w: Any, index: Any) -> Tensor:
     numbers = index.numpy() if isinstance(index, Tensor) else np.asarray(index)
     if numbers.dtype.kind not in "iu":
         raise DtypeError(f"gather_rows needs integer row numbers, found dtype {numbers.dtype}.")
+    if len(w.shape) != 2:
+        raise ShapeError(f"gather_rows needs a matrix (v, k) to take rows of, found shape {tuple(w.shape)}.")
     rows = w.shape[0]
     if numbers.size and not (numbers.min() >= 0 and numbers.max() < rows):
         raise ShapeError(f"gather_rows needs row numbers from 0 to {rows - 1}, found {numbers.min()} to {numbers.max()}.")
-    return apply("gather_rows", w, index)
+    return apply("gather_rows", w, index if isinstance(index, Tensor) else numbers)
 
 
 def _gather_rows(K: Any, out: Any, w: Any, index: Any) -> Any:
