@@ -1,0 +1,55 @@
+"""loratk: train, merge, convert, inspect and serve low-rank adapters, without a deep-learning framework.
+
+Everything here is loaded on first use, so `import loratk` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .autograd import Tensor, detect_anomaly, no_grad, ops
+    from .errors import LoratkError
+    from .exchange import AdapterState, list_adapters, read_adapters, write_adapters
+    from .hookspecs import hookimpl
+    from .kernels import get_backend
+    from .kernels.runtime import get_num_threads, num_threads, set_num_threads
+    from .lora import LayerType, LoraAdapter, LoraConfig, LoraLayer, LoraLinear, LoraModel, Method
+    from .lora.report import efficiency
+    from .nn import Module
+    from .plugins import build_registry
+    from .train import Trainer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "autograd": "Tensor detect_anomaly no_grad ops",
+    "errors": "LoratkError",
+    "exchange": "AdapterState list_adapters read_adapters write_adapters",
+    "hookspecs": "hookimpl",
+    "kernels": "get_backend",
+    "kernels.runtime": "get_num_threads num_threads set_num_threads",
+    "lora": "LayerType LoraAdapter LoraConfig LoraLayer LoraLinear LoraModel Method",
+    "lora.report": "efficiency",
+    "nn": "Module",
+    "plugins": "build_registry",
+    "train": "Trainer",
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [
+    "AdapterState", "LayerType", "LoraAdapter", "LoraConfig", "LoraLayer", "LoraLinear", "LoraModel", "LoratkError", "Method", "Module",
+    "Tensor", "Trainer", "__version__", "build_registry", "detect_anomaly", "efficiency", "get_backend", "get_num_threads", "hookimpl",
+    "list_adapters", "no_grad", "num_threads", "ops", "read_adapters", "set_num_threads", "write_adapters",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'loratk' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +81,7 @@ def parallel_for(loop: Callable[..., object], size: int, *args: Any, grain: int 
             loop(0, size, *args)
         return
     cuts = [size * part // parts for part in range(parts + 1)]
-    _pool.run([partial(loop, start, stop, *args) for start, stop in zip(cuts, cuts[1:], strict=False)])
+    _pool.run([partial(loop, start, stop, *args) for start, stop in pairwise(cuts)])
 
 
 @cache

@@ -13,8 +13,10 @@ from ..nn import Linear, Module, Parameter, Sequential
 from ..nn.containers import check_sizes, interleave
 from ..nn.module import generator
 from ..plugins import Registry, default_registry
+from . import files
 from .config import LoraConfig
 from .layer import Active, LoraLayer, as_weights, check_adapter_name
+from .report import Summary, summarize
 from .targets import Candidate, Choice, explain, find_candidates, select
 
 ROOT = "root"
@@ -42,7 +44,7 @@ class LoraModel(Module):
                 "This module has adapters in it already; add to its LoraModel with add_adapter(), or take them out with unload()."
             )
         self.base = base.freeze()
-        self._registry = registry or default_registry()
+        self.registry = registry or default_registry()
         self._configs: dict[str, LoraConfig] = {}
 
     # Making one
@@ -134,7 +136,7 @@ class LoraModel(Module):
         if self.merged:
             raise StateError(f"Cannot add an adapter while {choices(self.merged)} is merged; unmerge() first.")
         modules = [(part or ROOT, inner) for part, inner, _ in walk(self.base)]
-        chosen = select(modules, config, self._registry)
+        chosen = select(modules, config, self.registry)
         if check_rank:
             self._check_ranks(chosen, config)
         biased = self._biased(modules, {candidate.name for candidate, _ in chosen}, config)
@@ -165,7 +167,7 @@ class LoraModel(Module):
             return []
         found = []
         for name, module in modules:
-            layer_type = self._registry.layer_type(module)
+            layer_type = self.registry.layer_type(module)
             bias = layer_type.bias(module) if layer_type else getattr(module, "bias", None)
             if not isinstance(bias, Parameter) or (config.bias == "lora_only" and name not in chosen):
                 continue
@@ -185,7 +187,7 @@ class LoraModel(Module):
             if (part or ROOT) == name:
                 if layer is not None:
                     return layer
-                layer = LoraLayer(module, self._registry.layer_type(module), name=name, registry=self._registry).train(self.training)
+                layer = LoraLayer(module, self.registry.layer_type(module), name=name, registry=self.registry).train(self.training)
                 self._put(part, layer)
                 return layer
         raise UnknownNameError(f"There is no module {name!r}.")
@@ -200,9 +202,11 @@ class LoraModel(Module):
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter. Raises UnknownNameError, or StateError while anything is merged."""
         self._check(name)
-        for layer in self.layers.values():
-            if name in layer.names():
+        for part, inner, layer in list(walk(self.base)):
+            if layer is not None and name in layer.names():
                 layer.remove(name)
+                if not layer.names():
+                    self._put(part, inner)
         del self._configs[name]
 
     def set_active(self, active: Active) -> None:
@@ -354,6 +358,20 @@ class LoraModel(Module):
         self._configs.clear()
         return self.base
 
+    # Reports
+
+    def summary(self) -> Summary:
+        """Layers, ranks and counts: print it, or hand it to a rich console for a table."""
+        return summarize(self)
+
+    def count(self, *, trainable: bool = False) -> int:
+        """Numbers in the base's parameters and all adapters; with `trainable`, those that train now."""
+        return sum(parameter.size for parameter in (self.trainable() if trainable else self.parameters()))
+
+    def reduction(self) -> float:
+        """1 - trainable / base: the share of what full fine-tuning would train that does not train."""
+        return self.summary().reduction
+
     # Adapters as data
 
     def state(self, adapter: str = "default") -> dict[str, np.ndarray]:
@@ -395,15 +413,11 @@ class LoraModel(Module):
 
     def save(self, path: str | Path, *, adapters: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Write adapters (all if none are named) to one file; see `loratk.lora.files.save`."""
-        from .files import save
-
-        save(self, path, adapters=adapters, metadata=metadata)
+        files.save(self, path, adapters=adapters, metadata=metadata)
 
     def load(self, path: str | Path, *, adapters: Sequence[str] | None = None, check_base: bool = True) -> list[str]:
         """Add the adapters of a file (all if none are named), not active yet; see `loratk.lora.files.load`."""
-        from .files import load
-
-        return load(self, path, adapters=adapters, check_base=check_base)
+        return files.load(self, path, adapters=adapters, check_base=check_base)
 
     @classmethod
     def from_file(cls, module: Module, path: str | Path, *, check_base: bool = True, registry: Registry | None = None) -> "LoraModel":
