@@ -13,8 +13,8 @@ Pair = int | tuple[int, int]
 
 def pair(value: Pair, name: str, least: int) -> tuple[int, int]:
     """A number for both axes, or one for each (vertical, horizontal), each at least `least`."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    if len(both) != 2 or any(not isinstance(v, int) or v < least for v in both):
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < least for v in both):
         raise ConfigError(f"{name} must be an integer of at least {least}, or two of them, found {value!r}.")
     return both[0], both[1]
 
