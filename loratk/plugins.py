@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .lora.methods import Method
 
 BUILTIN = {"lora": "loratk.lora.builtin", "io": "loratk.io.builtin"}
-BUNDLED = "loratk_plugins."
 
 
 @dataclass(frozen=True)
