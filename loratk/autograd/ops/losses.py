@@ -23,6 +23,13 @@ def mse(x: Tensor, target: Any) -> Tensor:
 defvjp("mse", lambda K, out, x, t: lambda g: K.mse_grad(g, x, t), lambda K, out, x, t: lambda g: K.mse_grad(g, t, x))
 
 
+def check_smoothing(share: float) -> float:
+    """A share of the target that label smoothing can move: in [0, 1). Raises ConfigError."""
+    if isinstance(share, (bool, str)) or not 0.0 <= share < 1.0:
+        raise ConfigError(f"label_smoothing must be in [0, 1), found {share!r}.")
+    return float(share)
+
+
 def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy between softmax(logits) and integer labels: (..., k), (...,) -> ().
 
@@ -30,8 +37,7 @@ def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, labe
     to all k classes alike (Szegedy et al. 2016, section 7). Raises ShapeError for a label outside [0, k), and when no
     row is left to average over.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ConfigError(f"label_smoothing must be in [0, 1), found {label_smoothing}.")
+    smoothing = check_smoothing(label_smoothing)
     numbers = labels.numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if numbers.dtype.kind not in "iu":
         raise DtypeError(f"cross_entropy needs integer labels, found dtype {numbers.dtype}.")
@@ -46,9 +52,7 @@ def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, labe
     if not kept.any():
         raise ShapeError(f"cross_entropy has no row to average over: all {numbers.size} labels are ignored.")
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
-    return apply(
-        "cross_entropy", rows, numbers.reshape(-1).astype(np.int64), ignore_index=int(ignore_index), smoothing=float(label_smoothing)
-    )
+    return apply("cross_entropy", rows, numbers.reshape(-1).astype(np.int64), ignore_index=int(ignore_index), smoothing=smoothing)
 
 
 def _cross_entropy(K: Any, out: Any, logits: Any, labels: Any, ignore_index: int, smoothing: float) -> Any:
