@@ -15,41 +15,46 @@ class Worker:
     """One thread, asleep until it is handed a call."""
 
     def __init__(self, name: str) -> None:
-        self._call: Callable[[], object] | None = None
+        self._call: Callable[[], object] = bool
+        self._running = False
         self._error: BaseException | None = None
-        self._wake, self._done = threading.Lock(), threading.Lock()
+        self._done, self._wake = threading.Lock(), threading.Lock()
         self._wake.acquire()
-        self._done.acquire()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def _run(self) -> None:
         while True:
             self._wake.acquire()
-            if self._call is None:
-                return
             try:
                 self._call()
             except BaseException as error:  # handed to the thread that waits
                 self._error = error
-            self._call = None
-            self._done.release()
+            done, self._call = self._done, bool  # the call's arrays are let go
+            self._running = False
+            done.release()
 
     def start(self, call: Callable[[], object]) -> None:
-        self._call = call
+        """Begin the call; every start needs a `wait`."""
+        self._done = threading.Lock()  # a new one a call: an interrupted wait leaves no doubt about its state
+        self._done.acquire()
+        self._error, self._call, self._running = None, call, True
         self._wake.release()
 
     def wait(self) -> None:
-        self._done.acquire()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def stop(self) -> None:
-        self._wake.release()
+        """Return when the call has ended; its error, or an interrupt (Ctrl-C) that came meanwhile, is raised only then."""
+        interrupt: BaseException | None = None
+        while self._running:
+            try:
+                self._done.acquire()
+            except BaseException as error:
+                interrupt = error
+        failure, self._error = self._error or interrupt, None
+        if failure is not None:
+            raise failure
 
 
 class Pool:
-    """Up to `threads` calls at a time: the caller's own thread and `threads - 1` workers, started when first needed."""
+    """Up to as many calls at a time as it is given: on the caller's own thread and on workers, started when first needed."""
 
     def __init__(self) -> None:
         self._reset()
@@ -66,17 +71,22 @@ class Pool:
             for call in calls:
                 call()
             return
+        waits: list[Callable[[], Any]] = []
+        errors: list[BaseException] = []
         try:
             while len(self._workers) < len(calls) - 1:
                 self._workers.append(Worker(f"loratk-{len(self._workers) + 1}"))
-            helpers = self._workers[: len(calls) - 1]
-            for worker, call in zip(helpers, calls[1:], strict=True):
+            for worker, call in zip(self._workers, calls[1:], strict=False):
+                waits.append(worker.wait)
                 worker.start(call)
-            errors: list[BaseException] = []
-            for part in (calls[0], *(worker.wait for worker in helpers)):
+            calls[0]()
+        except BaseException as error:  # every worker must be waited for first
+            errors.append(error)
+        try:
+            for wait in waits:
                 try:
-                    part()
-                except BaseException as error:  # every worker must be waited for first
+                    wait()
+                except BaseException as error:
                     errors.append(error)
             if errors:
                 raise errors[0]

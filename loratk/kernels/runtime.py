@@ -128,12 +128,13 @@ def jit(function: Function | None = None, *, reassociate: bool = False, inline: 
     folder = cache_dir()
     if folder is None:
         return numba.njit(**flags)(function)
+    config: Any = numba.config
     with _compiling:  # Numba takes the folder from its global configuration at decoration
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+        before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
         try:
             return numba.njit(cache=True, **flags)(function)
         finally:
-            numba.config.CACHE_DIR = before
+            config.CACHE_DIR = before
 
 
 def specialise(function: Callable[..., Any], *, float32: Callable[..., Any], float64: Callable[..., Any]) -> None:
@@ -145,8 +146,9 @@ def specialise(function: Callable[..., Any], *, float32: Callable[..., Any], flo
     from numba.extending import overload
 
     by_dtype = {types.float32: float32, types.float64: float64}
+    flags: Any = dict(FLAGS, fastmath={"contract"}, forceinline=True)  # a call left in a loop would keep it from vectorising
 
-    @overload(function, strict=False, jit_options=dict(FLAGS, fastmath={"contract"}, forceinline=True))
+    @overload(function, strict=False, jit_options=flags)
     def choose(x: Any) -> Callable[..., Any] | None:
         return by_dtype.get(getattr(x, "dtype", x))
 

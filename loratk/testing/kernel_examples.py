@@ -92,7 +92,18 @@ def _binary(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     a, b = draw(rng, dtype, rows, K), draw(rng, dtype, rows, K)
     row, column, number = draw(rng, dtype, K), draw(rng, dtype, rows, 1), draw(rng, dtype)
     deep = draw(rng, dtype, 2, rows, K)
-    pairs = [(a, b), (a, row), (row, a), (a, column), (column, row), (a, number), (number, b), (a, deep), (strided(a), b), (a, transposed(b))]
+    pairs = [
+        (a, b),
+        (a, row),
+        (row, a),
+        (a, column),
+        (column, row),
+        (a, number),
+        (number, b),
+        (a, deep),
+        (strided(a), b),
+        (a, transposed(b)),
+    ]
     pairs.append(tuple(np.meshgrid(edges(dtype), edges(dtype))))
     return [(pair, {}) for pair in pairs]
 
@@ -241,9 +252,9 @@ LOSSES: tuple[dict[str, Any], ...] = ({}, {"smoothing": 0.1}, {"ignore_index": 3
 @examples("cross_entropy")
 def _cross_entropy(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     x, labels = draw(rng, dtype, rows, K), rng.integers(0, 5, rows)
-    tall = [((x, np.full(rows, -100)), {}), ((strided(x), labels.astype(np.int32)), {}), ((20 * x, labels), {})]
+    more: list[Example] = [((x, np.full(rows, -100)), {}), ((strided(x), labels.astype(np.int32)), {}), ((20 * x, labels), {})]
     barred = np.where(np.arange(K) < 30, x, dtype(-np.inf))
-    return [((x, labels), kwargs) for kwargs in LOSSES] + tall + [((barred, labels), {})]
+    return [((x, labels), kwargs) for kwargs in LOSSES] + more + [((barred, labels), {})]
 
 
 @examples("cross_entropy_grad")
@@ -267,7 +278,9 @@ def _mse_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
 @examples("layer_norm", "rms_norm")
 def _norm(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     x, w, b = draw(rng, dtype, rows, K), draw(rng, dtype, K), draw(rng, dtype, K)
-    return [((y, w, b), {"eps": 1e-5}) for y in (x, strided(x), transposed(x), dtype(1e-3) * x)] + [((x[:, :1], w[:1], b[:1]), {"eps": 1e-2})]
+    return [((y, w, b), {"eps": 1e-5}) for y in (x, strided(x), transposed(x), dtype(1e-3) * x)] + [
+        ((x[:, :1], w[:1], b[:1]), {"eps": 1e-2})
+    ]
 
 
 EXAMPLES["rms_norm"] = lambda rng, dtype, rows: [((x, w), kwargs) for (x, w, _), kwargs in _norm(rng, dtype, rows)]
@@ -287,7 +300,12 @@ def _rms_norm_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[Exam
 
 CONVOLUTIONS = tuple(
     dict(zip(("kernel", "stride", "padding", "dilation"), pairs, strict=True))
-    for pairs in (((3, 3), (1, 1), (1, 1), (1, 1)), ((1, 1), (1, 1), (0, 0), (1, 1)), ((3, 2), (2, 3), (1, 2), (1, 1)), ((2, 3), (1, 2), (4, 3), (2, 2)))
+    for pairs in (
+        ((3, 3), (1, 1), (1, 1), (1, 1)),
+        ((1, 1), (1, 1), (0, 0), (1, 1)),
+        ((3, 2), (2, 3), (1, 2), (1, 1)),
+        ((2, 3), (1, 2), (4, 3), (2, 2)),
+    )
 )
 
 
@@ -356,7 +374,7 @@ def _frozen_matmul_t(rng: np.random.Generator, dtype: Any, rows: int) -> list[Ex
 
 def _lora(rng: np.random.Generator, dtype: Any, rows: int) -> list[tuple[np.ndarray, ...]]:
     """x, w, A, B and mask of LoRA layers: several ranks and orders in memory."""
-    made = []
+    made: list[tuple[np.ndarray, ...]] = []
     for rank, order in ((4, np.ascontiguousarray), (1, strided), (5, transposed)):
         shapes = ((rows, K), (K, 18), (K, rank), (rank, 18))
         x, w, a, b = (order(draw(rng, dtype, *shape)) for shape in shapes)
@@ -381,4 +399,8 @@ def _lora_linear_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[E
 
 @examples("lora_column_norm")
 def _lora_column_norm(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
-    return [((Frozen(w), a, b), {"scaling": 0.5}) for _, w, a, b, _ in _lora(rng, dtype, rows)]
+    made: list[Example] = []
+    for rank, order in ((4, np.ascontiguousarray), (1, strided), (5, transposed)):
+        w, a, b = (order(draw(rng, dtype, *shape)) for shape in ((rows, 4 * K), (rows, rank), (rank, 4 * K)))
+        made.append(((Frozen(w), a, b), {"scaling": 0.5}))
+    return made

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,27 @@ __all__ = ["EXACT", "EXAMPLES", "Frozen", "check_example", "check_kernel"]
 
 # Kernels that compute nothing, or that IEEE 754 leaves no choice: equal to the last bit.
 EXACT = frozenset(
-    ["absolute", "argmax", "broadcast_to", "clip", "concat", "freeze_weight", "gather_rows", "getitem", "getitem_grad", "im2col", "max_over", "maximum", "minimum", "neg", "relu", "relu_grad", "reshape", "transpose", "where"]
+    [
+        "absolute",
+        "argmax",
+        "broadcast_to",
+        "clip",
+        "concat",
+        "freeze_weight",
+        "gather_rows",
+        "getitem",
+        "getitem_grad",
+        "im2col",
+        "max_over",
+        "maximum",
+        "minimum",
+        "neg",
+        "relu",
+        "relu_grad",
+        "reshape",
+        "transpose",
+        "where",
+    ]
 )
 # Arguments that the optimiser updates change.
 IN_PLACE = {"adam_step": (0, 2, 3), "sgd_step": (0, 2)}
@@ -40,8 +61,16 @@ def check_kernel(backend: Backend | str, name: str, dtype: Any = np.float32, *, 
         raise AssertionError(f"The kernel {name!r} has no example; enter one in loratk.testing.kernels.EXAMPLES.")
     kind = np.dtype(dtype).type
     for count in rows:
-        for number in range(len(EXAMPLES[name](np.random.default_rng(seed), kind, count))):
-            check_example(backend, name, lambda n=count, i=number: EXAMPLES[name](np.random.default_rng(seed), kind, n)[i])
+        for number in range(len(_examples(name, kind, count, seed))):
+            check_example(backend, name, partial(_example, name, kind, count, seed, number))
+
+
+def _examples(name: str, kind: Any, rows: int, seed: int) -> list[Example]:
+    return EXAMPLES[name](np.random.default_rng(seed), kind, rows)
+
+
+def _example(name: str, kind: Any, rows: int, seed: int, number: int) -> Example:
+    return _examples(name, kind, rows, seed)[number]
 
 
 def check_example(backend: Backend | str, name: str, make: Callable[[], Example]) -> None:
@@ -82,8 +111,10 @@ def _results(backend: Backend, name: str, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _as_numpy(backend: Backend, result: Any) -> np.ndarray | None:
-    if result is None or isinstance(result, float):
-        return result if result is None else np.float64(result)
+    if result is None:
+        return None
+    if isinstance(result, float):
+        return np.asarray(result)
     if hasattr(result, "matmul_t"):  # a handle
         assert (*result.shape, result.dtype) == (*result.numpy().shape, result.numpy().dtype)
         return result.numpy()

@@ -88,14 +88,22 @@ def minimum(a, b):
     return ufunc(np.minimum, a, b)
 
 
-def relu(x):
-    """max(x, 0), NaN kept."""
-    return ufunc(np.maximum, x, x.dtype.type(0))
-
-
 def tanh(x):
     """Hyperbolic tangent."""
     return ufunc(np.tanh, x)
+
+
+@jit
+def _relu(start, stop, x, out):
+    x, out = x[start:stop], out[start:stop]
+    zero = x.dtype.type(0)
+    for i in range(out.size):
+        out[i] = zero if x[i] < zero else x[i]
+
+
+def relu(x):
+    """max(x, 0), NaN kept."""
+    return flat(_relu, x)
 
 
 @jit

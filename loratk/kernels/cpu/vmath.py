@@ -19,9 +19,7 @@ ZERO, ONE, SQRT_HALF, SQRT_2PI = F(0), F(1), math.sqrt(0.5), math.sqrt(2 * math.
 # Phi(-a) = e^(-a^2 / 2) t (c0 + c1 t + ... + c8 t^8), t = 1 / (1 + 0.345 a): least squares on 0 <= a <= 15 over Chebyshev
 # nodes in t, reweighted until the relative error is level (2.6e-8); the form is Abramowitz & Stegun 7.1.26.
 TAIL_SCALE = F(0.345)
-TAIL = tuple(
-    map(F, (0.13762087, 0.13799068, 0.117478006, 0.110766165, -0.034947146, 0.1830227, -0.26723602, 0.14323828, -0.027933512))
-)
+TAIL = tuple(map(F, (0.13762087, 0.13799068, 0.117478006, 0.110766165, -0.034947146, 0.1830227, -0.26723602, 0.14323828, -0.027933512)))
 HALF, PDF_SCALE = F(0.5), F(1 / math.sqrt(2 * math.pi))
 
 SIGN_BITS32, SIGN_BITS64 = np.int32(31), np.int64(63)
@@ -50,7 +48,7 @@ def _exp32(x):
     half = whole >> np.int32(1)  # 2^n in two factors: neither overflows, and small results round like any other
     first = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
     second = np.int32((whole - half + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * first * second if x == x else x  # noqa: PLR0124 - NaN stays NaN
+    return p * first * second if x == x else x  # NaN stays NaN
 
 
 def _exp64(x):
