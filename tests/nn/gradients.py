@@ -10,7 +10,7 @@ def tensors(value):
     return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in tensors(part)]
 
 
-def check_gradients(module, inputs, options=None, *, entries=8, step=1e-5, tolerance=1e-6):
+def check_gradients(module, inputs, options=None, *, entries=6, step=1e-5, tolerance=1e-6):
     """Compare the gradients of every input and parameter with difference quotients, at some entries of each.
 
     The scalar is a random weighting of all results. Float inputs are differentiated, others are passed on.

@@ -5,7 +5,7 @@ import pytest
 from gradients import check_gradients
 
 from loratk import nn
-from loratk.autograd import detect_anomaly
+from loratk.autograd import Tensor, detect_anomaly
 
 D = {"rng": 3, "dtype": np.float64}
 PADDING = np.array([[False, False, True, True], [True, True, True, True]])
@@ -43,7 +43,8 @@ CASES = {
     "QKVProjection": (lambda: nn.QKVProjection(4, heads=2, kv_heads=1, **D), [x(2, 3, 4)]),
     "MultiHeadAttention": (lambda: nn.MultiHeadAttention(6, 2, **D), [x(2, 4, 6)]),
     "MultiHeadAttention causal": (lambda: nn.MultiHeadAttention(8, 4, kv_heads=2, causal=True, **D), [x(2, 4, 8)], {"padding": PADDING}),
-    "MultiHeadAttention cross": (lambda: nn.MultiHeadAttention(6, 2, cross=True, **D), [x(2, 4, 6), x(2, 3, 6)], {"padding": MEMORY_PADDING}),
+    "MultiHeadAttention cross": (lambda: nn.MultiHeadAttention(6, 2, cross=True, **D), [x(2, 4, 6), x(2, 3, 6)],
+                                 {"padding": MEMORY_PADDING}),
     "MultiHeadAttention dropout": (lambda: nn.MultiHeadAttention(6, 2, dropout=0.3, **D), [x(2, 4, 6)]),
     "FeedForward": (lambda: nn.FeedForward(4, 7, activation="gelu", dropout=0.2, **D), [x(2, 3, 4)]),
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1, **D), [x(2, 4, 6)], {"padding": PADDING}),
@@ -56,6 +57,9 @@ CASES = {
     "RNN": (lambda: nn.RNN(3, 4, **D), [x(2, 5, 3), x(2, 4)]),
     "GRU": (lambda: nn.GRU(3, 4, **D), [x(2, 5, 3), x(2, 4)]),
     "LSTM": (lambda: nn.LSTM(3, 4, **D), [x(2, 5, 3)]),
+    "MSELoss": (lambda: nn.MSELoss(), [x(3, 4), x(4, 3).T]),
+    "CrossEntropyLoss": (lambda: nn.CrossEntropyLoss(label_smoothing=0.1), [x(3, 4), np.array([3, -100, 0])]),
+    "BCEWithLogitsLoss": (lambda: nn.BCEWithLogitsLoss(), [x(3, 4), np.random.default_rng(0).random((3, 4))]),
 }  # fmt: skip
 
 
@@ -84,8 +88,8 @@ def test_float32_on_the_cpu_backend_agrees_with_float64_on_the_reference(case):
     make, inputs, *options = CASES[case]
     wide = make().to("reference")
     narrow = make()
-    for holder in (m for _, m in narrow.modules()):
-        for name, value in vars(holder).items():
+    for _, holder in narrow.modules():
+        for value in vars(holder).values():
             if isinstance(value, nn.Parameter):
                 value.data = to_float32(value.numpy())
     options = options[0] if options else {}
@@ -98,8 +102,6 @@ def test_float32_on_the_cpu_backend_agrees_with_float64_on_the_reference(case):
 
 
 def reference(inputs):
-    from loratk.autograd import Tensor
-
     return [Tensor(x, backend="reference") if x.dtype.kind == "f" else x for x in inputs]
 
 

@@ -82,7 +82,7 @@ def test_input_that_does_not_fit_is_refused(frozen, rng):
         layer.freeze()
     with pytest.raises(ShapeError, match=r"last axis of x \(2, 5\) must have size 4"):
         layer(np.ones((2, 5), np.float32))
-    with pytest.raises(DtypeError, match="float64.*nothing is converted silently|float32.*float64"):
+    with pytest.raises(DtypeError, match="nothing is converted silently"):
         layer(np.ones((2, 4)))
 
 

@@ -77,7 +77,7 @@ def test_replace_puts_a_module_in_the_same_place():
 
 
 def test_replace_refuses_what_it_cannot_do():
-    with pytest.raises(UnknownNameError, match="no module 'body.9'"):
+    with pytest.raises(UnknownNameError, match=r"no module 'body\.9'"):
         Net().replace("body.9", ReLU())
     with pytest.raises(ConfigError, match="cannot replace itself"):
         Net().replace("", ReLU())
@@ -223,7 +223,7 @@ def test_a_seed_is_a_generator_or_a_natural_number(rng):
 
 def test_modules_in_a_list_are_refused_instead_of_overlooked():
     net = Net()
-    with pytest.raises(DtypeError, match="Net.layers is a list of modules or parameters.*Sequential"):
+    with pytest.raises(DtypeError, match=r"Net\.layers is a list of modules or parameters.*Sequential"):
         net.layers = [ReLU(), ReLU()]
 
 

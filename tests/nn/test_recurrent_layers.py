@@ -61,7 +61,7 @@ def test_rnn_with_relu(rng):
     layer = RNN(3, 4, activation="relu", rng=0, dtype=np.float64)
     x = rng.standard_normal((2, 5, 3))
     np.testing.assert_allclose(layer(x)[0].numpy(), rnn(layer, x, np.zeros((2, 4)), lambda a: np.maximum(a, 0)))
-    with pytest.raises(UnknownNameError, match="Unknown activation 'gelu' for an RNN. Activations: 'relu', 'tanh'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown activation 'gelu' for an RNN. Activations: 'relu', 'tanh'"):
         RNN(3, 4, activation="gelu", rng=0)
 
 
