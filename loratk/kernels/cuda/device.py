@@ -31,8 +31,8 @@ if not cuda.is_available():
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small array is no fault of the caller
 
 THREADS = 32 if SIMULATED else 256  # a block of independent elements
-LANES = 4 if SIMULATED else 128  # a block that works on one row; a power of two
-TILE = 2 if SIMULATED else 16  # the side of a block that computes a piece of a matrix product
+LANES = 8 if SIMULATED else 128  # a block that works on one row; a power of two
+TILE = 4 if SIMULATED else 16  # the side of a block that computes a piece of a matrix product
 
 # NumPy's functions follow IEEE 754 where Python's raise; on the device both are the same instructions.
 _functions = np if SIMULATED else math

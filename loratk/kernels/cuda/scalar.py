@@ -136,12 +136,12 @@ def silu_grad(real, g, x):
 
 def gelu(real, x):
     """x Phi(x), Phi the normal distribution function."""
-    return real(0.5) * x * (real(1) + real(math.erf(x * real(ROOT_HALF))))
+    return real(0.5) * x * real(math.erfc(-x * real(ROOT_HALF)))  # 1 + erf loses every digit below zero
 
 
 def gelu_grad(real, g, x):
     """g times the derivative of `gelu` at x."""
-    below = real(0.5) * (real(1) + real(math.erf(x * real(ROOT_HALF))))
+    below = real(0.5) * real(math.erfc(-x * real(ROOT_HALF)))
     return g * (below + x * exp(real(-0.5) * x * x) / real(ROOT_TWO_PI))
 
 

@@ -101,27 +101,35 @@ def concat(*arrays, axis):
 
 
 @cuda.jit
-def _gather(w, index, out, rows, k, outside):
+def _find_outside(index, size, ignored, found):
+    i = cuda.grid(1)
+    if i < index.size and (index[i] < 0 or index[i] >= size) and index[i] != ignored:
+        found[0] = 1
+
+
+def need_inside(name, index, size, ignored=0):
+    """Raise IndexError unless all integers lie in [0, size) or are `ignored`: a GPU would read and write anywhere."""
+    found = zeros(1, np.int32)
+    launch(_find_outside, index.size, flat(index), size, ignored, found)
+    if numpy(found)[0]:
+        values = numpy(index)[numpy(index) != ignored]
+        raise IndexError(f"{name} needs integers in [0, {size}), found {values.min()} to {values.max()}.")
+
+
+@cuda.jit
+def _gather(w, index, out, k):
     i = cuda.grid(1)
     if i < out.size:
-        row = index[i // k]
-        if row < 0:
-            row += rows
-        if row < 0 or row >= rows:
-            outside[0] = 1
-        else:
-            out[i] = w[row * k + i % k]
+        out[i] = w[index[i // k] * k + i % k]
 
 
 def gather_rows(w, index):
-    """w[index]: (v, k), integers (...,) in [0, v) -> (..., k). Raises ShapeError for an index outside."""
+    """w[index]: (v, k), integers (...,) in [0, v) -> (..., k). Raises IndexError for an index outside."""
     w, index = asarrays(w, index)
     rows, *rest = w.shape
+    need_inside("gather_rows", index, rows)
     out = empty((*index.shape, *rest), w.dtype)
-    outside = zeros(1, np.int32)
-    launch(_gather, out.size, flat(w), flat(index), flat(out), rows, math.prod(rest), outside)
-    if out.size and numpy(outside)[0]:
-        raise ShapeError(f"An index of gather_rows lies outside the {rows} rows: found {numpy(index).min()} to {numpy(index).max()}.")
+    launch(_gather, out.size, flat(w), flat(index), flat(out), math.prod(rest))
     return out
 
 
@@ -157,8 +165,10 @@ def scatter_add_rows(g, index, *, rows):
     """Sum of the rows of g by index, in their order: (..., k), integers (...,) in [0, rows) -> (rows, k).
 
     Each row's first occurrence sums all the others, along a chain from one to the next: no atomics, the same bits always.
+    Raises IndexError for an index outside.
     """
     g, index = asarrays(g, index)
+    need_inside("scatter_add_rows", index, rows)
     k = g.shape[g.ndim - 1]
     out = zeros((rows, k), g.dtype)
     following, first = empty(index.size, np.int64), empty(index.size, np.bool_)

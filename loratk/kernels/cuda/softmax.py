@@ -1,14 +1,13 @@
 """Softmax, its logarithm, and the two losses, all over the last axis."""
 
-import numpy as np
 from numba import cuda
 
-from ...errors import ShapeError
 from . import blocks, device
-from .arrays import asarrays, empty, flat, numpy, zeros
+from .arrays import asarrays, empty, flat
 from .device import LANES, launch, launch_blocks
 from .elementwise import sub
 from .reduce import mean_of_squares, sum_over
+from .shape import need_inside
 
 __all__ = ["cross_entropy", "cross_entropy_grad", "log_softmax", "log_softmax_grad", "mse", "mse_grad", "softmax", "softmax_grad"]
 
@@ -44,26 +43,16 @@ def log_softmax_grad(g, y):
     return _by_rows(blocks.softmax_grad, True, g, y)
 
 
-@cuda.jit
-def _check_labels(labels, k, ignore_index, outside):
-    i = cuda.grid(1)
-    if i < labels.size and labels[i] != ignore_index and (labels[i] < 0 or labels[i] >= k):
-        outside[0] = 1
-
-
 def cross_entropy(logits, labels, *, ignore_index=-100, smoothing=0.0):
     """Mean over the rows whose label is not `ignore_index` of -sum_j q_j log softmax(logits)_j, and log softmax.
 
     (n, k), integers (n,) -> (), (n, k). The target q is (1 - smoothing) on the label plus smoothing / k everywhere
-    (Szegedy et al. 2016, section 7). NaN when every row is ignored, as a mean over nothing is. Raises ShapeError for a
+    (Szegedy et al. 2016, section 7). NaN when every row is ignored, as a mean over nothing is. Raises IndexError for a
     label outside [0, k).
     """
     logits, labels = asarrays(logits, labels)
     k = logits.shape[1]
-    outside = zeros(1, np.int32)
-    launch(_check_labels, labels.size, labels, k, ignore_index, outside)
-    if numpy(outside)[0]:
-        raise ShapeError(f"Labels must lie in [0, {k}) or be {ignore_index} (ignored), found {sorted(set(numpy(labels).tolist()))}.")
+    need_inside("cross_entropy", labels, k, ignore_index)
     logp = log_softmax(logits)
     row_sums = sum_over(logp, axis=1) if smoothing else empty(0, logp.dtype)
     loss, real = empty((), logp.dtype), logp.dtype.type
@@ -98,6 +87,7 @@ def _cross_entropy_grad(g, logp, labels, kept, out, k, ignore_index, smoothing):
 def cross_entropy_grad(g, logp, labels, *, ignore_index=-100, smoothing=0.0):
     """Gradient of `cross_entropy` for the logits: g () times (softmax - q) / rows kept, ignored rows 0."""
     g, logp, labels = asarrays(g, logp, labels)
+    need_inside("cross_entropy_grad", labels, logp.shape[1], ignore_index)
     kept = _kept(labels, ignore_index, logp.dtype)
     out, real = empty(logp.shape, logp.dtype), logp.dtype.type
     launch(
