@@ -34,7 +34,7 @@ class LayerType(Generic[M]):
 
     def weight(self, module: M) -> Parameter:
         """The parameter that acts as the matrix: its last axis is k, all others together are d."""
-        return module.weight  # type: ignore[attr-defined,no-any-return]
+        return module.weight  # type: ignore[attr-defined]
 
     def bias(self, module: M) -> Parameter | None:
         """The parameter (k,) that is added along the last axis, or None."""

@@ -30,7 +30,9 @@ class Pair:
                 layers[-2].bias.data = torch.from_numpy(array)
         network = torch.nn.Sequential(*layers[:-1])
         targets = [str(i) for i in range(0, 2 * len(SIZES) - 2, 2)]
-        config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, use_dora=method == "dora", use_rslora=options.get("rslora", False))
+        config = peft.LoraConfig(
+            r=4, lora_alpha=12, target_modules=targets, use_dora=method == "dora", use_rslora=options.get("rslora", False)
+        )
         self.theirs = peft.get_peft_model(network, config)
         state = self.ours.state()
         for name in state:
