@@ -61,8 +61,8 @@ def _panel(axes: Any, history: "History", name: str) -> None:
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    means = np.array(history[name])
-    if name == "loss" and np.nanmin(means) > 0 and np.nanmax(means) > 20 * np.nanmin(means):
+    means = [value for value in history[name] if math.isfinite(value)]
+    if name == "loss" and means and 0 < 20 * min(means) < max(means):
         axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=9)
 

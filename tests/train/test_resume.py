@@ -233,8 +233,14 @@ def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):
     wrong = Trainer(model, AdamW(model.trainable(), lr=0.01), ops.cross_entropy, seed=7, clip_norm=1.0, metrics=[accuracy])
     with pytest.raises(FormatError) as error:
         wrong.resume(path)
-    for part in ("'0.weight' [2, 16] trains here", "'5.bias' [3] is in the checkpoint", "'3.weight' is float32 [16, 9] here, but float32 [16, 16]",
-                 "fingerprint", "generator '2.rng' is only in the checkpoint", "callbacks are [] here, but ['EarlyStopping']"):  # fmt: skip
+    for part in (
+        "'0.weight' [2, 16] trains here",
+        "'5.bias' [3] is in the checkpoint",
+        "'3.weight' is float32 [16, 9] here, but float32 [16, 16]",
+        "fingerprint",
+        "generator '2.rng' is only in the checkpoint",
+        "callbacks are [] here, but ['EarlyStopping']",
+    ):
         assert part in str(error.value)
 
 

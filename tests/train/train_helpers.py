@@ -21,9 +21,9 @@ def network(seed: int = 1) -> nn.Sequential:
     return nn.Sequential(base, nn.ReLU(), nn.Dropout(0.2, rng=seed), nn.Linear(16, 16, rng=rng), nn.ReLU(), nn.Linear(16, 3, rng=rng))
 
 
-def trainer(callbacks: Any = (), **options: Any) -> Trainer:
+def trainer(extra: Any = (), **options: Any) -> Trainer:
     model = network()
-    options = {"metrics": [accuracy], "clip_norm": 1.0, "seed": 7, "callbacks": [EarlyStopping(patience=2), *callbacks]} | options
+    options = {"metrics": [accuracy], "clip_norm": 1.0, "seed": 7, "callbacks": [EarlyStopping(patience=2), *extra]} | options
     return Trainer(model, AdamW(model.trainable(), lr=0.01), ops.cross_entropy, **options)
 
 
