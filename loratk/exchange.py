@@ -109,6 +109,8 @@ class _Packed:
         if not state.name:
             self.faults.append("an adapter needs a name")
         base = f"{ROOT}/{escape(state.name)}"
+        if not isinstance(state.config, dict):
+            self.faults.append(f"config must be a dict, found {state.config!r}")
         self._json(f"{base}/config", state.config, "config")
         self._json(f"{base}/metadata", state.metadata, "metadata")
         self.faults += _metadata_faults(state.metadata)
@@ -118,7 +120,7 @@ class _Packed:
         for key, tensor in state.tensors.items():
             module, _, parameter = key.rpartition(".")
             self.arrays[f"{base}/{escape(module)}/{escape(parameter)}"] = tensor
-            shapes.setdefault(module, {})[parameter] = tensor.shape
+            shapes.setdefault(module, {})[parameter] = np.shape(tensor)
         for module, record in state.modules.items():
             for key, value in record.items():
                 self._json(f"{base}/{escape(module)}/{escape(key)}", value, f"module {module!r}, {key!r}", plain=True)
@@ -141,19 +143,19 @@ class _Tree:
         self._reader, self._found = reader, found
         self._strings: dict[str, dict[str, str]] = {}
         self._records: dict[str, dict[str, dict[str, str]]] = {}
+        misspelt: set[str] = set()
         for full in sorted([*reader.strings, *reader.names()]):
             parts = full.split("/")
             if parts[0] != ROOT or len(parts) < 3:
                 continue
-            for part in parts[1:]:
-                if escape(unescape(part)) != part:
-                    found.append(f"{full!r}: {part!r} should be written {escape(unescape(part))!r}")
+            misspelt |= {part for part in parts[1:] if escape(unescape(part)) != part}
             name, *rest = (unescape(part) for part in parts[1:])
             self.adapters.setdefault(name, {})
             if full in reader.strings and len(rest) == 1:
                 self._strings.setdefault(name, {})[rest[0]] = reader.strings[full]
             elif full in reader.strings and len(rest) == 2:
                 self._records.setdefault(name, {}).setdefault(rest[0], {})[rest[1]] = reader.strings[full]
+        found += [f"in a name, {part!r} should be written {escape(unescape(part))!r}" for part in sorted(misspelt)]
         for full in reader.names():
             parts = [unescape(part) for part in full.split("/")]
             if parts[0] == ROOT and len(parts) == 4 and "." not in parts[3]:

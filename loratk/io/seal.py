@@ -26,6 +26,7 @@ MAGIC = b"loratk-seal-1\r\n\0"
 FOOTER = struct.Struct("<16sQQ32s")
 DIGEST = 32
 BLOCK = 65536
+SMALL = 16 * BLOCK  # up to here a file is checked at once
 
 
 def seal_size(body: int, block: int = BLOCK) -> int:
@@ -80,6 +81,8 @@ class SealedFile(io.RawIOBase):
         self._body, self._block = body, block
         self._checked = bytearray(len(self._table) // DIGEST)
         self.sealed = True
+        if body <= SMALL:
+            self.verify()
 
     def damaged(self, what: str) -> FormatError:
         """The error for a file that is not what was sealed, to be raised."""
