@@ -70,6 +70,7 @@ def test_every_kernel_compiles_for_a_gpu_and_computes_in_its_own_precision():
         np.arange(6.0).reshape(2, 3).T,
         np.arange(10)[::-3],
         np.broadcast_to(np.float32([1, 2]), (1, 2)),
+        np.arange(6.0).reshape(2, 3)[..., None],
         np.array([[True, False]]),
         np.array([1, 2], ">i4"),
     ],

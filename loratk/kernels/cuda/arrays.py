@@ -49,7 +49,7 @@ def asarray(x):
     host = np.asarray(x, order="C")
     if host.dtype.kind not in "biuf" or host.dtype in (np.float16, np.longdouble):
         raise DtypeError(f"The backend 'cuda' holds booleans, integers, float32 and float64, found an array of {host.dtype}.")
-    host = host.astype(host.dtype.newbyteorder("="), copy=False)
+    host = host.astype(host.dtype.newbyteorder("="), order="C", copy=0 in host.strides)  # Numba drops axes of stride 0
     out = empty(host.shape, host.dtype)
     if host.size:
         out.copy_to_device(host)
