@@ -12,7 +12,7 @@ def sigmoid(x):
 
 def weights(layer):
     state = layer.state_dict()
-    return state["ih.weight"], state["ih.bias"], state["hh.weight"], state.get("hh.bias", 0.0)
+    return state["ih.weight"], state["ih.bias"], state["hh.weight"], state["hh.bias"] if isinstance(layer, GRU) else None
 
 
 def rnn(layer, x, h, function=np.tanh):

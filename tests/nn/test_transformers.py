@@ -49,6 +49,16 @@ def test_a_decoder_layer_joins_its_parts(pre_norm, backend, rng):
     np.testing.assert_allclose(layer(x, memory).numpy(), want.numpy(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_dropout_falls_on_the_parts_of_a_layer_too(pre_norm, rng):
+    layer, x = TransformerEncoderLayer(6, 2, 8, pre_norm=pre_norm, dropout=0.5, rng=0), rng.standard_normal((2, 4, 6)).astype(np.float32)
+    layer.attention.eval()
+    layer.feed_forward.eval()
+    assert not np.array_equal(layer(x).numpy(), layer(x).numpy())
+    layer.eval()
+    np.testing.assert_array_equal(layer(x).numpy(), layer(x).numpy())
+
+
 def test_a_decoder_does_not_look_ahead_but_sees_the_whole_memory(rng):
     layer = draw(TransformerDecoderLayer(6, 2, 8, rng=0), rng)
     x, memory = (rng.standard_normal((1, 4, 6)).astype(np.float32) for _ in range(2))
