@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from .trainer import Trainer
 
+OTHERS = 62  # columns taken by everything but the validated values, with a bar of at least 8
 INTERVAL = 0.1  # seconds between two updates: a step may take 50 microseconds, and a terminal is slow
 
 
@@ -37,20 +38,20 @@ class ProgressLine(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         """Start drawing."""
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = self.console or Console(stderr=True)
         if not console.is_terminal:
             return
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            TaskProgressColumn(),
+            BarColumn(bar_width=None),
             TextColumn("loss {task.fields[loss]}{task.fields[held]}"),
             TextColumn("{task.fields[rate]}", style="progress.download"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
+            expand=True,
             speed_estimate_period=10,
         )
         done, total = trainer.steps_planned()
@@ -71,7 +72,7 @@ class ProgressLine(Callback):
         now = time.monotonic()
         done, total = trainer.steps_planned()
         rate = f"{self._rows / max(now - self._since, 1e-9):,.0f} rows/s"
-        self._progress.update(self._task, completed=done, total=total, epoch=epoch, loss=f"{loss:.4g}", rate=rate, held=self._held)
+        self._progress.update(self._task, completed=done, total=total, epoch=epoch, loss=f"{loss:#.3g}", rate=rate, held=self._held)
         self._next = now + INTERVAL
 
     def on_step_end(self, trainer: Trainer, record: Record) -> None:
@@ -83,6 +84,8 @@ class ProgressLine(Callback):
     def on_epoch_end(self, trainer: Trainer, record: Record) -> None:
         """Show the mean loss of the epoch and what was validated."""
         shown = [name for name in record if name.startswith("val_")] or [name for name in trainer.recorded if name != "loss"]
-        self._held = "".join(f"  {name} {record[name]:.4g}" for name in shown)
         if self._progress is not None:
+            parts = [f"  {name} {record[name]:#.3g}" for name in shown]
+            room = self._progress.console.width - OTHERS
+            self._held = "".join(part for i, part in enumerate(parts) if sum(map(len, parts[: i + 1])) <= room)
             self._show(trainer, int(record["epoch"]), record["loss"])

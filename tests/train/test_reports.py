@@ -133,8 +133,16 @@ def test_the_progress_line_shows_on_a_terminal():
     screen = io.StringIO()
     fit(trainer(progress=Console(file=screen, force_terminal=True, width=140)))
     shown = screen.getvalue()
-    for text in ("epoch 3/3", "100%", "loss ", "rows/s", "left", "val_loss", "val_accuracy"):
+    for text in ("epoch 3/3", "━━━━━━", "loss ", "rows/s", "left", "val_loss", "val_accuracy"):
         assert text in shown
+
+
+def test_the_progress_line_fits_a_narrow_terminal():
+    screen = io.StringIO()
+    fit(trainer(progress=Console(file=screen, force_terminal=True, width=80)))
+    shown = screen.getvalue()
+    assert "…" not in shown
+    assert "val_loss" in shown
 
 
 def test_the_progress_line_starts_where_a_resumed_run_does(tmp_path):

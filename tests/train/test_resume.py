@@ -12,6 +12,8 @@ from train_helpers import BATCH_SIZE, EPOCHS, HELD, STEPS, TRAIN, InterruptAt, f
 from loratk import nn
 from loratk.autograd import ops
 from loratk.errors import ConfigError, FormatError, StateError, StoreError
+from loratk.io import Hdf5Store, find_store
+from loratk.lora import LoraConfig, LoraModel
 from loratk.nn.optim import AdamW
 from loratk.train import Callback, EarlyStopping, Trainer, accuracy
 
@@ -23,6 +25,7 @@ def want():
     return outcome(straight)
 
 
+STORES = {"hdf5": Hdf5Store()}
 PLACES = [(step, "on_step_end") for step in (1, 6, 7, 8, 17, STEPS)]
 PLACES += [(7, "on_epoch_start"), (7, "on_validation_end"), (14, "on_epoch_end"), (STEPS, "on_epoch_end")]
 
@@ -310,3 +313,20 @@ def test_any_kind_of_bit_generator_is_kept(tmp_path):
         assert outcome(resumed) == outcome(straight)
     with pytest.raises(FormatError, match="is a PCG64 here, but a SFC64"):
         run(np.random.PCG64).resume(tmp_path / "run.npz")
+
+
+def test_adapters_resume_on_a_base_that_is_not_stored(tmp_path):
+    def run(*extra, **options):
+        base = nn.MLP([2, 16, 16, 3], rng=0)
+        model = LoraModel.adapt(base, LoraConfig(rank=2, alpha=4, dropout=0.1, seed=3))
+        return Trainer(model, AdamW(model.trainable(), lr=0.02), ops.cross_entropy, callbacks=extra, **options)
+
+    straight = run(InterruptAt())
+    fit(straight)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run(InterruptAt(10), checkpoint=tmp_path / "run.h5"))
+    resumed = run(InterruptAt())
+    resumed.resume(tmp_path / "run.h5")
+    fit(resumed)
+    assert outcome(resumed) == outcome(straight)
+    assert not any(name.endswith("weight") for name in find_store(tmp_path / "run.h5", STORES).read(tmp_path / "run.h5").arrays)

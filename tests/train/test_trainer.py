@@ -142,6 +142,20 @@ def test_modes_during_and_after():
     assert (model.get("1").weight * 2).requires_grad  # recording is on again
 
 
+def test_validation_records_no_graph():
+    needs = []
+
+    def loss(outputs, y):
+        needs.append(outputs.requires_grad)
+        return ops.mse(outputs, y)
+
+    model, data = linear(), regression()
+    run = Trainer(model, SGD(model.trainable(), lr=0.1), loss)
+    run.fit(data, epochs=2, validation=data)
+    run.evaluate(data)
+    assert needs == [True, False, True, False, False]
+
+
 def test_evaluation_does_not_depend_on_the_batch_size():
     run = trainer()
     want, got = run.evaluate(HELD, 26), run.evaluate(HELD, 4)
