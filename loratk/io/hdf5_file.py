@@ -56,7 +56,7 @@ class CheckedFile(SealedFile):
 
 
 class Sink(io.RawIOBase):
-    """Where HDF5 writes. A failed write is kept as `error` and not passed on: HDF5 does not always survive one."""
+    """Where HDF5 writes. A failed write is kept as `error` and not passed on, so that HDF5 can always close the tree."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Adapters through files: exactly, checked as a whole, with errors that name every fault."""
 
+from contextlib import contextmanager
+
 import h5py
 import numpy as np
 import pytest
@@ -135,20 +137,12 @@ class Watched(Hdf5Store):
     def __init__(self):
         self.loaded = []
 
+    @contextmanager
     def open(self, path):
-        watch, opened = self.loaded, super().open(path)
-
-        class Watching:
-            def __enter__(self):
-                reader = opened.__enter__()
-                load = reader.array
-                reader.array = lambda name: (watch.append(name), load(name))[1]
-                return reader
-
-            def __exit__(self, *error):
-                return opened.__exit__(*error)
-
-        return Watching()
+        with super().open(path) as reader:
+            load = reader.array
+            reader.array = lambda name: (self.loaded.append(name), load(name))[1]
+            yield reader
 
 
 def test_only_the_named_adapter_is_loaded(tmp_path):
@@ -159,6 +153,30 @@ def test_only_the_named_adapter_is_loaded(tmp_path):
     read_adapters(tmp_path / "file.h5", stores={"hdf5": store}, names=["b"])
     assert len(store.loaded) == 4
     assert all(name.startswith("adapters/b/") for name in store.loaded)
+
+
+class Doubtful(Hdf5Store):
+    """Finds damage only where the whole file is checked."""
+
+    @contextmanager
+    def open(self, path):
+        with super().open(path) as reader:
+            reader.verify = self.damage
+            yield reader
+
+    def damage(self):
+        raise FormatError("damaged where nobody looks")
+
+
+def test_reading_all_checks_every_byte_and_reading_a_part_does_not(tmp_path):
+    path = tmp_path / "file.h5"
+    write(path, adapter("a"))
+    store = Doubtful()
+    assert len(store.read(path, ["adapters/a/head/bias"]).arrays) == 1
+    assert len(read_adapters(path, stores={"hdf5": store}, names=["a"])) == 1
+    for action in (store.read, lambda path: read_adapters(path, stores={"hdf5": store})):
+        with pytest.raises(FormatError, match="damaged where nobody looks"):
+            action(path)
 
 
 # -- refusals on writing ----------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_errors_of_the_caller_are_not_taken_for_the_files(store, big):
 
 
 LEFT_OPEN = """
-import builtins, sys
+import ctypes, sys
 from pathlib import Path
 from loratk.errors import LoratkError
 from loratk.io import Hdf5Store, NpzStore
@@ -112,7 +112,7 @@ store = {"hdf5": Hdf5Store, "npz": NpzStore}[sys.argv[1]]()
 path = Path(sys.argv[2])
 cut = path.with_name("cut")
 cut.write_bytes(path.read_bytes()[:3000])
-builtins.kept = kept = []
+kept = []
 for _ in range(3):
     try:
         store.read(cut)
@@ -120,7 +120,8 @@ for _ in range(3):
         kept.append(error)
 opened = store.open(path)
 kept += [opened, opened.__enter__()]
-kept += [kept, kept[-1].array("layer3")]
+kept[-1].array("layer3")
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # never let go of, as by a reference cycle that ends with Python
 """
 
 
