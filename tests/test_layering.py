@@ -11,21 +11,8 @@ import loratk
 
 HOUSE = Path(loratk.__file__).parent
 FLOORS = [
-    "errors",
-    "hookspecs",
-    "plugins",
-    "kernels",
-    "autograd",
-    "nn",
-    "io",
-    "exchange",
-    "lora",
-    "data",
-    "train",
-    "testing",
-    "convert",
-    "demo",
-    "cli",
+    *("errors", "hookspecs", "plugins", "kernels", "autograd", "nn", "io", "exchange"),
+    *("lora", "data", "train", "testing", "convert", "demo", "cli"),
 ]
 
 

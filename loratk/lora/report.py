@@ -9,7 +9,6 @@ from .layer_types import LayerType
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
 
     from .model import LoraModel
 
@@ -92,7 +91,7 @@ class Summary:
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         from rich.table import Table
 
-        table: Table = Table(title="Adapters", title_justify="left")
+        table = Table(title="Adapters", title_justify="left")
         for column in ("layer", "type", "shape", "adapter", "method"):
             table.add_column(column)
         for column in ("rank", "scaling", "parameters"):

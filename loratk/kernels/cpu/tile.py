@@ -36,7 +36,7 @@ def _vector_tile(typingctx, a, a_at, b, b_at, depth, c, c_at, ldc, accumulate):
     width = VECTOR_BYTES // (dtype.bitwidth // 8)
 
     def codegen(context, builder, signature, args):
-        a, a_at, b, b_at, depth, c, c_at, ldc, accumulate = args
+        _, a_at, _, b_at, depth, _, c_at, ldc, accumulate = args
         scalar = ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
         i32, i64 = ir.IntType(32), ir.IntType(64)
         vec = ir.VectorType(scalar, width)

@@ -1,0 +1,23 @@
+"""Pages that are made from the code say what the code says."""
+
+import importlib.util
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_kernels_is_up_to_date():
+    made = load("make_kernels")
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_kernels.py"
+
+
+def test_every_page_is_reached_from_the_readme():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in sorted(DOCS.glob("*.md")) if f"docs/{page.name}" not in readme] == []
