@@ -166,3 +166,13 @@ def _revived(state: Any) -> Any:
     if state.keys() == {"dtype", "values"}:
         return np.array(state["values"], state["dtype"])
     return {key: _revived(value) for key, value in state.items()}
+
+
+def differences(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """What two sets of settings do not share, one line each."""
+    missing = "(none)"
+    return [
+        f"{name} is {mine.get(name, missing)!r} here, but was {saved.get(name, missing)!r}"
+        for name in sorted(mine.keys() | saved.keys())
+        if mine.get(name, missing) != saved.get(name, missing)
+    ]

@@ -147,3 +147,9 @@ def split(x: Any, y: Any, shares: Sequence[float] = (0.8, 0.1, 0.1), *, seed: in
         raise ConfigError(f"{len(x)} rows are too few for the shares {tuple(shares)}: the parts would have {sizes.tolist()} rows.")
     order = np.random.default_rng(check_count("seed", seed, 0)).permutation(len(x))
     return [(x[rows], y[rows]) for rows in np.split(order, cuts[1:-1])]
+
+
+def check_batch_size(batch_size: int | None, *data: Data | None) -> None:
+    """Raise ConfigError if there is a batch size, but no arrays that it could be for."""
+    if batch_size is not None and not any(isinstance(part, tuple) for part in data):
+        raise ConfigError("batch_size is for arrays; the batches given here have a size already. Leave it out.")

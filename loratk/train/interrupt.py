@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupts:
-    """While entered, Ctrl-C is noted, and `check` raises it as KeyboardInterrupt; a second Ctrl-C raises at once.
+    """While entered, Ctrl-C is noted, and `check` raises it as KeyboardInterrupt; inside `abortable`, a second one raises at once.
 
     Python delivers Ctrl-C to the main thread only, so in another thread nothing is to be done. A handler that the program
     has put in place of Python's own is left alone.
@@ -17,7 +17,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.asked = False
-        self._shielded = False
+        self._abortable = False
         self._before: Any = None
 
     def __enter__(self) -> "Interrupts":
@@ -35,7 +35,7 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True
-        if again and not self._shielded:
+        if again and self._abortable:
             raise KeyboardInterrupt
 
     def check(self) -> None:
@@ -45,10 +45,10 @@ class Interrupts:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Inside the block even a second Ctrl-C waits: what happens there must not be cut in half."""
-        self._shielded = True
+    def abortable(self) -> Iterator[None]:
+        """A block that may be long and can be cut in the middle, because what it does is not part of the run until it ends."""
+        self._abortable = True
         try:
             yield
         finally:
-            self._shielded = False
+            self._abortable = False

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Tensor
-from ..errors import AnomalyError, DtypeError, ShapeError, StateError
+from ..errors import AnomalyError, StateError
 from ..nn import Module, Parameter
 from ..nn.clip import clip_grad_norm
 from .data import Batch, count_rows
+from .evaluation import Loss, evaluate_batch, weigh
 from .interrupt import Interrupts
 from .metrics import Totals
 from .model_state import Draft
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ class Stepper:
     """Forward and backward over the batches of a step, then the update.
 
     The gradient is that of the mean over all the batches together: each batch's mean loss counts by its share of `weight`,
-    so that k equal batches, or unequal ones, give what one big batch would, to rounding.
+    so that k equal batches, or unequal ones, give what one big batch would, to rounding. `torn` is set from the update until
+    the caller has counted the step and unsets it: cut in between, the run cannot go on.
     """
 
     torn = False
@@ -61,15 +60,14 @@ class Stepper:
         self.draft.begin()
         self._forget_gradients()
         try:
-            done = [self._batch(x, y, share, totals, where) for (x, y), share in zip(group, shares, strict=True)]
-            norm = self._clip(where)
+            with self.interrupts.abortable():
+                done = [self._batch(x, y, share, totals, where) for (x, y), share in zip(group, shares, strict=True)]
+                norm = self._clip(where)
             lr = float(self.optimizer.lr)
-            with self.interrupts.shielded():
-                self.torn = True
-                self.optimizer.step()
-                for (_, y), weight, (loss, sums) in zip(group, weights, done, strict=True):
-                    totals.add(loss, weight, count_rows(y), sums)
-                self.torn = False
+            self.torn = True
+            self.optimizer.step()
+            for (_, y), weight, (loss, sums) in zip(group, weights, done, strict=True):
+                totals.add(loss, weight, count_rows(y), sums)
         except BaseException:
             self.draft.discard()
             raise
@@ -98,26 +96,6 @@ class Stepper:
         self.optimizer.zero_grad()
         for parameter in self.parameters:
             parameter.grad = None
-
-
-def weigh(weight: Callable[[Any], float], targets: Any) -> float:
-    """Over how much the loss of a batch is a mean. Raises ShapeError unless that is positive."""
-    value = float(weight(targets))
-    if not 0 < value < float("inf"):
-        raise ShapeError(
-            f"A batch must weigh something (by default, its rows), found weight {value} for targets of shape {np.shape(targets)}."
-        )
-    return value
-
-
-def evaluate_batch(model: Module, loss: Loss, x: Any, y: Any) -> tuple[Tensor, Any]:
-    """The loss of a batch, and the outputs. Raises DtypeError unless the loss is a tensor with a single number."""
-    outputs = model(x)
-    value = loss(outputs, y)
-    if not isinstance(value, Tensor) or value.size != 1:
-        found = f"a tensor of shape {value.shape}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise DtypeError(f"The loss must be a Tensor with a single number, such as cross_entropy(outputs, targets) gives; found {found}.")
-    return value, outputs
 
 
 ADVICE = (

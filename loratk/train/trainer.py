@@ -8,19 +8,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..autograd import no_grad
 from ..errors import ConfigError, DtypeError, FormatError, StateError, faults
 from ..nn import Module
 from . import checkpoint as files
 from .callbacks import EVENTS, Callback, Record
-from .data import Batch, Data, Source, as_source, check_count, count_rows, require_rerun
+from .data import Batch, Data, Source, as_source, check_batch_size, check_count, count_rows, require_rerun
+from .evaluation import Loss, evaluate
 from .history import History
 from .interrupt import Interrupts
 from .log import JsonLog
 from .metrics import Metric, Sums, Totals, as_metrics
 from .model_state import fingerprint, frozen, in_mode
 from .progress import ProgressLine
-from .step import Loss, Stepper, evaluate_batch, weigh
+from .step import Stepper
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,7 +109,7 @@ class Trainer:
         check_count("epochs", epochs)
         self._source = self._make_source(train, batch_size, shuffle, "train")
         held = None if validation is None else self._make_source(validation, batch_size, False, "validation")
-        _check_batch_size(batch_size, train, validation)
+        check_batch_size(batch_size, train, validation)
         stepper = self._begin(epochs, self._source, held)
         self._running, before = True, self.step
         try:
@@ -130,7 +130,7 @@ class Trainer:
 
     def evaluate(self, data: Data, batch_size: int | None = None) -> dict[str, float]:
         """The mean loss and the metrics over data, in evaluation mode and without gradients; the model's mode stays as it was."""
-        _check_batch_size(batch_size, data)
+        check_batch_size(batch_size, data)
         source = self._make_source(data, batch_size, False, "data")
         return self._evaluate(source, Interrupts())
 
@@ -152,7 +152,7 @@ class Trainer:
             raise StateError("resume() cannot be called while fit() runs.")
         path = Path(path)
         contents, meta = files.read(path)
-        found = _differences(self._config(), meta["config"])
+        found = files.differences(self._config(), meta["config"])
         if found:
             raise ConfigError(faults(f"This Trainer is not made like the one that wrote '{path}':", found))
         found = list(files.misfits(self.model, self.callbacks, contents, meta))
@@ -161,9 +161,8 @@ class Trainer:
         self.optimizer.load_state_dict(files.section(contents, "optimizer/"))
         files.restore(self.model, self.callbacks, contents, meta)
         state = meta["trainer"]
-        self.epoch, self.step, self._step_in_epoch, self._first_epoch = (
-            state[k] for k in ("epoch", "step", "step_in_epoch", "first_epoch")
-        )
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._step_in_epoch, self._first_epoch = state["step_in_epoch"], state["first_epoch"]
         self.stopped, self._seconds, self._open, self._settings = (state[key] for key in ("stopped", "seconds", "open", "settings"))
         self._totals.load(state["totals"])
         self.history, self._stepper = History.from_json(meta["history"]), None
@@ -193,11 +192,10 @@ class Trainer:
         settings = source.settings | ({} if held is None else held.settings)
         self.continuing = self._open
         if self.continuing:
-            found = _differences(settings, self._settings)
+            found = files.differences(settings, self._settings)
             if found:
-                raise ConfigError(
-                    faults("This fit() is not like the one that it would finish (make a new Trainer to start afresh):", found)
-                )
+                title = "This fit() is not like the one that it would finish (make a new Trainer to start afresh):"
+                raise ConfigError(faults(title, found))
         else:
             self._first_epoch, self.stopped, self._settings = self.epoch, None, settings
         self.epochs = self._first_epoch + epochs
@@ -237,7 +235,7 @@ class Trainer:
         stepper.refresh()
         cut_short = self.stopped and self._step_in_epoch  # by stop(), before the checkpoint from which this goes on
         batches = iter(()) if cut_short else source.batches(self.epoch, self._step_in_epoch * self.accumulate)
-        for group in _groups(batches, self.accumulate):
+        while group := self._next(batches):
             self._run_step(group, stepper)
             if self.stopped:
                 break
@@ -249,13 +247,19 @@ class Trainer:
             self._tell("on_validation_end", {"epoch": self.epoch + 1, "step": self.step, **values})
             record |= values
         record["seconds"] = self._elapsed()
+        stepper.torn = True
         self.history.epochs.append(record)
         self.epoch, self._step_in_epoch = self.epoch + 1, 0
         self._totals.reset()
+        stepper.torn = False
         self._tell("on_epoch_end", record)
         if self.checkpoint is not None and self.checkpoint_every == "epoch":
             self._write(self.checkpoint, keep=self.keep)
         self._interrupts.check()
+
+    def _next(self, batches: Iterator[Batch]) -> list[Batch]:
+        with self._interrupts.abortable():
+            return list(islice(batches, self.accumulate))
 
     def _run_step(self, group: Sequence[Batch], stepper: Stepper) -> None:
         update = stepper.run(group, self._totals, f"in epoch {self.epoch + 1}, step {self.step + 1}")
@@ -265,28 +269,22 @@ class Trainer:
             record["grad_norm"] = update.grad_norm
         record["seconds"] = self._elapsed()
         self.history.steps.append(record)
+        stepper.torn = False
         self._tell("on_step_end", record)
         if self.checkpoint is not None and self.checkpoint_every != "epoch" and self.step % int(self.checkpoint_every) == 0:
             self._write(self.checkpoint, keep=self.keep)
         self._interrupts.check()
 
     def _evaluate(self, source: Source, interrupts: Interrupts) -> dict[str, float]:
-        totals = Totals(self.metrics)
-        with in_mode(self.model, training=False), no_grad():
-            for x, y in source.batches(0):
-                interrupts.check()
-                loss, outputs = evaluate_batch(self.model, self.loss, x, y)
-                totals.add(loss.item(), weigh(self.weight, y), count_rows(y), totals.measure(outputs, y))
-        if not totals.rows:
-            raise StateError("The data to evaluate gave no batch: it is empty, or can be iterated only once and is used up.")
-        return totals.values()
+        return evaluate(self.model, self.loss, source, metrics=self.metrics, weight=self.weight, interrupts=interrupts)
 
     def _tell(self, event: str, *arguments: Any) -> None:
         """Call all observers; Ctrl-C out of one of them waits until all have seen the event."""
         assert event in EVENTS
         for observer in self._observers:
             try:
-                getattr(observer, event)(self, *arguments)
+                with self._interrupts.abortable():
+                    getattr(observer, event)(self, *arguments)
             except KeyboardInterrupt:
                 self._interrupts.asked = True
 
@@ -317,23 +315,3 @@ class Trainer:
         files.write(path, model=self.model, optimizer=self.optimizer, callbacks=self.callbacks, meta=meta, keep=keep)
         if path == self.checkpoint:
             self._saved = (self.step, self.epoch)
-
-
-def _check_batch_size(batch_size: int | None, *data: Data | None) -> None:
-    if batch_size is not None and not any(isinstance(part, tuple) for part in data):
-        raise ConfigError("batch_size is for arrays; the batches given here have a size already. Leave it out.")
-
-
-def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    while group := list(islice(batches, size)):
-        yield group
-
-
-def _differences(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """What two sets of settings do not share, one line each."""
-    missing = "(none)"
-    return [
-        f"{name} is {mine.get(name, missing)!r} here, but was {saved.get(name, missing)!r}"
-        for name in sorted(mine.keys() | saved.keys())
-        if mine.get(name, missing) != saved.get(name, missing)
-    ]

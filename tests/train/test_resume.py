@@ -146,28 +146,29 @@ def test_a_step_cut_in_the_middle_is_discarded_whole(tmp_path):
 
 
 class PressCtrlC(nn.Module):
-    def __init__(self):
-        self.calls = 0
+    def __init__(self, times):
+        self.calls, self.times = 0, times
 
     def forward(self, x):
         self.calls += self.training
-        if self.calls == 10:
+        for _ in range(self.times if self.calls == 10 else 0):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
         return x
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C on Windows")
-def test_a_real_ctrl_c_finishes_the_running_step(tmp_path):
-    model = nn.Sequential(network(), PressCtrlC())
+@pytest.mark.parametrize(("times", "step"), [(1, 10), (2, 9)])
+def test_a_real_ctrl_c_finishes_the_running_step_and_a_second_one_discards_it(tmp_path, times, step):
+    model = nn.Sequential(network(), PressCtrlC(times))
     run = Trainer(model, AdamW(model.trainable(), lr=0.01), ops.cross_entropy, checkpoint=tmp_path / "run.npz")
     with pytest.raises(KeyboardInterrupt):
         fit(run)
-    assert run.step == 10
+    assert run.step == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resumed = Trainer(model, run.optimizer, ops.cross_entropy)
     resumed.resume(tmp_path / "run.npz")
-    assert resumed.step == 10
+    assert resumed.step == step
 
 
 def test_an_optimiser_cut_in_half_leaves_the_last_checkpoint_alone(tmp_path):

@@ -322,6 +322,10 @@ def test_what_it_refuses():
         run.fit([(x, y, y)], epochs=1)
     with pytest.raises(DtypeError, match=r"The loss must be a Tensor with a single number.*shape \(20, 2\)"):
         Trainer(model, run.optimizer, lambda out, y: out - y).fit([(x, y)], epochs=1)
+    with pytest.raises(ShapeError, match=r"must weigh more than 0 .*, found weight 0.0 for a ndarray"):
+        plain(model, weight=lambda y: 0).fit((x, y), epochs=1)
+    with pytest.raises(DtypeError, match=r"must have rows .*, found a float"):
+        run.fit([(x, 0.5)], epochs=1)
     with pytest.raises(DtypeError, match=r"derive from loratk\.train\.Callback"):
         plain(model, callbacks=[print])
     for name, value in {"accumulate": 0, "seed": -1, "clip_norm": 0, "keep": 0, "checkpoint_every": 0}.items():
