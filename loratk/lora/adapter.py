@@ -26,6 +26,8 @@ class LoraAdapter(Module):
 
     Parameters are attributes under the names the method gives them, such as `lora_A` (d, r) and `lora_B` (r, k), in the
     dtype of the weight. Standing alone, `adapter(x)` is the update of the plain product x W: for LoRA scaling (x A) B.
+    With the config's seed the name decides what is drawn, so that layers of one shape differ. `within`, the name of the
+    module whose column block it adapts, and `linear` serve the config's patterns.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class LoraAdapter(Module):
         config: LoraConfig,
         *,
         name: str = "",
+        within: str = "",
+        linear: bool = False,
         registry: Registry | None = None,
         backend: str | Backend = "cpu",
         check_rank: bool = True,
@@ -43,10 +47,10 @@ class LoraAdapter(Module):
             raise ShapeError(f"An adapter needs a weight (d, k) without empty axes, found shape {weight.shape}.")
         d, k = weight.shape
         if check_rank:
-            config.validate(d, k, name)
+            config.validate(d, k, name, within, linear=linear)
         self.config, self.d, self.k = config, d, k
         self.method = (registry or default_registry()).method(config.method)
-        self.rank, self.alpha = config.rank_of(name), config.alpha_of(name)
+        self.rank, self.alpha = config.rank_of(name, within, linear=linear), config.alpha_of(name, within, linear=linear)
         self.scaling, self.dropout = config.scaling_of(self.rank, self.alpha), config.dropout
         self.rng = layer_generator(config.seed, name, "dropout")
         initial = self.method.initial(weight, self.rank, layer_generator(config.seed, name, "initial"), config.options)

@@ -30,6 +30,20 @@ class FrozenDict(dict[str, Any]):
         return FrozenDict, (dict(self),)
 
 
+def _fixed(value: Any) -> Any:
+    """A value as one that cannot change, its lists and dicts too."""
+    if isinstance(value, Mapping):
+        return FrozenDict({key: _fixed(item) for key, item in value.items()})
+    return tuple(map(_fixed, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _plain(value: Any) -> Any:
+    """The same as lists and dicts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -68,11 +82,11 @@ class LoraConfig:
     def __post_init__(self) -> None:
         for name in ("targets", "exclude"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value)
         for name in ("rank_pattern", "alpha_pattern", "options"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
-                object.__setattr__(self, name, FrozenDict(value))
+                object.__setattr__(self, name, _fixed(value))
         found = list(self._faults())
         if found:
             raise ConfigError(faults("This LoraConfig makes no sense:", found))
@@ -88,9 +102,13 @@ class LoraConfig:
         if self.bias not in BIAS_MODES:
             yield f"bias must be one of {choices(BIAS_MODES)}, found {self.bias!r}"
         for name in ("targets", "exclude"):
-            for pattern in getattr(self, name):
+            patterns = getattr(self, name)
+            if not isinstance(patterns, tuple):
+                yield f"{name} must be a pattern or a list of patterns, found {patterns!r}"
+                continue
+            for pattern in patterns:
                 yield from pattern_faults(name, pattern)
-        if not self.targets:
+        if self.targets == ():
             yield "targets must name at least one pattern, such as 'all-linear'"
         for name, check in (("rank_pattern", _rank_faults), ("alpha_pattern", _alpha_faults)):
             patterns = getattr(self, name)
@@ -145,17 +163,20 @@ class LoraConfig:
         """alpha / rank, or alpha / sqrt(rank) with `rslora`."""
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
-    def rank_of(self, name: str) -> int:
-        """The rank for the module (or column block) of that dotted name."""
-        return next((rank for pattern, rank in self.rank_pattern.items() if matches(pattern, name)), self.rank)
+    def rank_of(self, *names: str, linear: bool = False) -> int:
+        """The rank for the module of that dotted name; for a column block of its own name and its module's. `linear`: see `matches`."""
+        return int(_of_first(self.rank_pattern, names, linear, self.rank))
 
-    def alpha_of(self, name: str) -> float:
-        """The alpha for the module (or column block) of that dotted name."""
-        return next((alpha for pattern, alpha in self.alpha_pattern.items() if matches(pattern, name)), self.alpha)
+    def alpha_of(self, *names: str, linear: bool = False) -> float:
+        """The alpha for the module, or column block, as in `rank_of`."""
+        return _of_first(self.alpha_pattern, names, linear, self.alpha)
 
-    def validate(self, d: int, k: int, name: str = "") -> None:
-        """Raise ConfigError if the rank for a (d, k) weight is above min(d, k): it would cost more and add nothing."""
-        rank = self.rank_of(name)
+    def validate(self, d: int, k: int, name: str = "", *others: str, linear: bool = False) -> None:
+        """Raise ConfigError if the rank for a (d, k) weight is above min(d, k): it would cost more and add nothing.
+
+        The weight's names decide about its rank, as in `rank_of`.
+        """
+        rank = self.rank_of(name, *others, linear=linear)
         if rank > min(d, k):
             raise ConfigError(
                 f"Rank {rank} is above min(d, k) = {min(d, k)} of the ({d}, {k}) weight"
@@ -175,16 +196,12 @@ class LoraConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values that JSON can hold."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LoraConfig":
         """The config of a dict; fields left out have their defaults. Raises ConfigError for unknown fields and bad values."""
         cls._check_names(values)
-        for name in ("targets", "exclude"):
-            if name in values and not isinstance(values[name], (str, list, tuple)):
-                raise ConfigError(f"{name} must be a list of patterns, found {values[name]!r}.")
         return cls(**values)
 
     def to_json(self) -> str:
@@ -216,5 +233,10 @@ def _rank_faults(name: str, value: Any) -> Any:
 
 
 def _alpha_faults(name: str, value: Any) -> Any:
-    if not _number(value) or not (math.isfinite(value) and 0 <= value <= FLOAT32_MAX):
+    if not _number(value) or not 0 <= value <= FLOAT32_MAX:
         yield f"{name} must be a finite number of at least 0 that float32 can hold, found {value!r}"
+
+
+def _of_first(patterns: Mapping[str, float], names: tuple[str, ...], linear: bool, otherwise: float) -> float:
+    """The value of the first pattern that matches any of the names."""
+    return next((value for pattern, value in patterns.items() if any(matches(pattern, name, linear=linear) for name in names)), otherwise)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..autograd import Tensor, ops
 from ..errors import ConfigError, StateError, UnknownNameError, choices
+from ..kernels import Backend
 from ..nn import Module, Parameter
 from ..plugins import Registry
 from .adapter import LoraAdapter
@@ -51,13 +52,15 @@ class LoraLayer(Module):
     """Whether a layer type's fused path may be taken; without it the generic path computes the same to rounding."""
 
     def __init__(self, base: Module, layer_type: LayerType[Any] | None, *, name: str = "", registry: Registry | None = None) -> None:
+        if isinstance(base, LoraLayer):
+            raise StateError(f"{name or 'This layer'} has a LoraLayer around it already; add() another adapter to that one.")
         self.base, self.layer_type, self.name = base, layer_type, name
         self.adapters = Module()
         self._registry = registry
         self.active: dict[str, float] = {}
         self.enabled = True
         self.merged: dict[str, float] | None = None
-        self._originals: list[tuple[Parameter, Any]] = []
+        self._originals: list[tuple[Parameter, Any, Backend]] = []
         self._handles: dict[str, tuple[Any, Any]] = {}
 
     # Adapters
@@ -93,9 +96,15 @@ class LoraLayer(Module):
             matrix, ranges = self.layer_type.read(self.base), self.layer_type.blocks(self.base)
             for block in ranges if blocks is None else blocks:
                 start, stop = ranges[block]
-                whole = ".".join(part for part in (self.name, block) if part)
                 adapters[block] = LoraAdapter(
-                    matrix[:, start:stop], config, name=whole, registry=self._registry, backend=self.base.backend, check_rank=check_rank
+                    matrix[:, start:stop],
+                    config,
+                    name=".".join(part for part in (self.name, block) if part),
+                    within=self.name,
+                    linear=self.layer_type.linear,
+                    registry=self._registry,
+                    backend=self.base.backend,
+                    check_rank=check_rank,
                 )
         own = self.base_bias()
         if bias and own is None:
@@ -225,34 +234,36 @@ class LoraLayer(Module):
         """
         if self.merged is not None:
             raise StateError(
-                f"{self.name or 'This layer'} has {choices(self.merged)} merged into it already; merging again would count them twice. unmerge() first."
+                f"{self.name or 'This layer'} has {choices(self.merged)} merged into it already; merging again would count "
+                "them twice. unmerge() first."
             )
-        arrays = self.merged_arrays(active)
+        weights = dict(self.active) if active is None else as_weights(active)
+        arrays = self.merged_arrays(weights) if weights else {}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise StateError(
                 f"Merging into {self.name or 'this layer'} gives values that are not finite; nothing was merged. Check the adapter."
             )
         targets = self.targets()
-        self._originals = [(target, target.data) for target in targets.values()]
-        for name, target in targets.items():
-            target.assign(arrays[name])
-        self.merged = dict(self.active) if active is None else as_weights(active)
+        self._originals = [(targets[key], targets[key].data, targets[key].backend) for key in arrays]
+        for key, array in arrays.items():
+            targets[key].assign(array)
+        self.merged = weights
 
     def unmerge(self) -> None:
         """Put the original arrays back, the very same bits. Raises StateError if nothing is merged."""
         if self.merged is None:
             raise StateError(f"Nothing is merged into {self.name or 'this layer'}.")
-        for target, data in self._originals:
-            target.data = data
+        for target, data, backend in self._originals:
+            target.data = data if target.backend is backend else target.backend.asarray(backend.numpy(data))
         self._originals, self.merged = [], None
 
     def _no_merge(self, what: str) -> None:
         if self.merged is not None:
             raise StateError(f"Cannot {what} while {choices(self.merged)} is merged into {self.name or 'this layer'}; unmerge() first.")
 
-    def originals(self) -> dict[int, Any]:
+    def originals(self) -> dict[int, np.ndarray]:
         """By id of a parameter of the base, the array it had before merging; empty while nothing is merged."""
-        return {id(target): data for target, data in self._originals}
+        return {id(target): backend.numpy(data) for target, data, backend in self._originals}
 
     def __getattr__(self, name: str) -> Any:  # what the layer does not have, the base has: weight, bias, heads, ...
         if name.startswith("_") or "base" not in vars(self):

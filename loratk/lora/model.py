@@ -9,26 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError, StateError, UnknownNameError, choices, faults
-from ..nn import Linear, Module, Parameter, Sequential
+from ..nn import Buffer, Linear, Module, Parameter, Sequential
 from ..nn.containers import check_sizes, interleave
 from ..nn.module import generator
 from ..plugins import Registry, default_registry
 from . import files
+from .chain import chain_faults
 from .config import LoraConfig
 from .layer import Active, LoraLayer, as_weights, check_adapter_name
 from .report import Summary, summarize
 from .targets import Candidate, Choice, explain, find_candidates, select
-
-ROOT = "root"
-
-
-def walk(module: Module, name: str = "") -> Iterator[tuple[str, Module, LoraLayer | None]]:
-    """Name, module and LoraLayer around it (or None) of a base model, as if there were no adapters in it."""
-    layer = module if isinstance(module, LoraLayer) else None
-    inner = layer.base if layer else module
-    yield name, inner, layer
-    for part, child in inner.children():
-        yield from walk(child, f"{name}.{part}" if name else part)
+from .tree import ROOT, modules, own, swap, walk
 
 
 class LoraModel(Module):
@@ -36,6 +27,7 @@ class LoraModel(Module):
 
     `base` is the module that was handed in, frozen, with a LoraLayer around each layer that has an adapter. All names
     are those of the base without adapters: `encoder.0.fc`. A base that is a single layer itself goes by the name `root`.
+    A module that stands at several places has one adapter for all, under the first of its names.
     """
 
     def __init__(self, base: Module, *, registry: Registry | None = None) -> None:
@@ -45,6 +37,7 @@ class LoraModel(Module):
             )
         self.base = base.freeze()
         self.registry = registry or default_registry()
+        self.enabled = True
         self._configs: dict[str, LoraConfig] = {}
 
     # Making one
@@ -94,7 +87,7 @@ class LoraModel(Module):
         """
         arrays = [np.asarray(weight) for weight in weights]
         biases = [None] * len(arrays) if biases is None else [None if bias is None else np.asarray(bias) for bias in biases]
-        found = list(_chain_faults(arrays, biases))
+        found = list(chain_faults(arrays, biases))
         if found:
             raise ConfigError(faults("These pretrained arrays do not make a network:", found))
         layers = [Linear.from_arrays(weight, bias) for weight, bias in zip(arrays, biases, strict=True)]
@@ -103,15 +96,18 @@ class LoraModel(Module):
     @staticmethod
     def explain(module: Module, config: LoraConfig, *, registry: Registry | None = None) -> list[Choice]:
         """A dry run: for each layer that could have an adapter whether this config gives it one, and which pattern says so."""
-        modules = [(name or ROOT, inner) for name, inner, _ in walk(module)]
-        return explain(find_candidates(modules, registry or default_registry()), config)
+        return explain(find_candidates(modules(module), registry or default_registry()), config)
 
     # Adapters
 
     @property
     def layers(self) -> dict[str, LoraLayer]:
         """The layers that have adapters, by name."""
-        return {name or ROOT: layer for name, _, layer in walk(self.base) if layer}
+        found: dict[int, tuple[str, LoraLayer]] = {}
+        for name, _, layer in walk(self.base):
+            if layer is not None:
+                found.setdefault(id(layer), (name or ROOT, layer))
+        return dict(found.values())
 
     @property
     def adapters(self) -> dict[str, LoraConfig]:
@@ -133,19 +129,20 @@ class LoraModel(Module):
         check_adapter_name(name)
         if name in self._configs:
             raise StateError(f"There is an adapter {name!r} already; remove_adapter() it first, or choose another name.")
-        if self.merged:
-            raise StateError(f"Cannot add an adapter while {choices(self.merged)} is merged; unmerge() first.")
-        modules = [(part or ROOT, inner) for part, inner, _ in walk(self.base)]
-        chosen = select(modules, config, self.registry)
+        self._no_merge("add an adapter")
+        base = modules(self.base)
+        chosen = select(base, config, self.registry)
         if check_rank:
             self._check_ranks(chosen, config)
-        biased = self._biased(modules, {candidate.name for candidate, _ in chosen}, config)
-        for candidate, blocks in chosen:
-            layer = self._wrap(candidate.name)
-            layer.add(name, config, blocks=blocks, bias=candidate.name in biased, check_rank=False)
-        for module in biased:
-            if module not in {candidate.name for candidate, _ in chosen}:
-                self._wrap(module).add(name, config, blocks=(), bias=True)
+        biased = self._biased(base, {candidate.name for candidate, _ in chosen}, config)
+        wanted: dict[str, Sequence[str]] = {candidate.name: blocks for candidate, blocks in chosen}
+        wanted |= {module: () for module in biased if module not in wanted}
+        try:
+            for module, blocks in wanted.items():
+                self._wrap(module, dict(base)[module]).add(name, config, blocks=blocks, bias=module in biased, check_rank=False)
+        except BaseException:  # a plugin's method may raise anything
+            self._remove(name)
+            raise
         self._configs[name] = config
 
     def _check_ranks(self, chosen: list[tuple[Candidate, list[str]]], config: LoraConfig) -> None:
@@ -155,7 +152,7 @@ class LoraModel(Module):
             for block in blocks:
                 start, stop = candidate.blocks[block]
                 try:
-                    config.validate(d, stop - start, candidate.block_name(block))
+                    config.validate(d, stop - start, candidate.block_name(block), candidate.name, linear=candidate.layer_type.linear)
                 except ConfigError as error:
                     found.append(str(error))
         if found:
@@ -181,63 +178,61 @@ class LoraModel(Module):
             raise ConfigError(f"bias={config.bias!r} finds no bias to train: none of the layers it means has one. Use bias='none'.")
         return found
 
-    def _wrap(self, name: str) -> LoraLayer:
-        """The LoraLayer around the module of that name, put there if there is none."""
-        for part, module, layer in walk(self.base):
-            if (part or ROOT) == name:
-                if layer is not None:
-                    return layer
-                layer = LoraLayer(module, self.registry.layer_type(module), name=name, registry=self.registry).train(self.training)
-                self._put(part, layer)
-                return layer
-        raise UnknownNameError(f"There is no module {name!r}.")
-
-    def _put(self, name: str, module: Module) -> None:
-        if not name:
-            self.base = module
-            return
-        parent, _, last = name.rpartition(".")
-        setattr(next(inner for part, inner, _ in walk(self.base) if part == parent), last, module)
+    def _wrap(self, name: str, inner: Module) -> LoraLayer:
+        """The LoraLayer around a module of the base, put there if there is none."""
+        layer = next(layer for _, module, layer in walk(self.base) if module is inner)
+        if layer is None:
+            layer = LoraLayer(inner, self.registry.layer_type(inner), name=name, registry=self.registry).train(self.training)
+            layer.enabled = self.enabled
+            self.base = swap(self.base, inner, layer)
+        return layer
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter. Raises UnknownNameError, or StateError while anything is merged."""
         self._check(name)
-        for part, inner, layer in list(walk(self.base)):
-            if layer is not None and name in layer.names():
-                layer.remove(name)
-                if not layer.names():
-                    self._put(part, inner)
+        self._no_merge("remove an adapter")
+        self._remove(name)
         del self._configs[name]
+
+    def _remove(self, name: str) -> None:
+        """Take an adapter out of all layers that have it, and unwrap those without any."""
+        for layer in self.layers.values():
+            if name in layer.names():
+                layer.remove(name)
+            if not layer.names():
+                self.base = swap(self.base, layer, layer.base)
 
     def set_active(self, active: Active) -> None:
         """Choose the active adapters: a name, names, or a mapping of names to weights (1 otherwise); none if empty."""
         weights = as_weights(active)
         self._check(*weights)
+        self._no_merge("change the active adapters")
         for layer in self.layers.values():
             layer.activate({name: weight for name, weight in weights.items() if name in layer.names()})
 
     def enable(self) -> None:
         """Let the active adapters act."""
+        self.enabled = True
         for layer in self.layers.values():
             layer.enabled = True
 
     def disable(self) -> None:
         """Compute what the base alone computes, to the last bit. Raises StateError while an adapter is merged."""
-        if self.merged:
-            raise StateError(f"{choices(self.merged)} is merged into the base and cannot be switched off; unmerge() first.")
+        self._no_merge("switch the adapters off")
+        self.enabled = False
         for layer in self.layers.values():
             layer.enabled = False
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Switch the adapters off inside a `with` block."""
-        before = {name: layer.enabled for name, layer in self.layers.items()}
+        before = self.enabled
         self.disable()
         try:
             yield
         finally:
-            for name, layer in self.layers.items():
-                layer.enabled = before.get(name, True)
+            if before:
+                self.enable()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base computes, with the active adapters."""
@@ -248,13 +243,17 @@ class LoraModel(Module):
             if name not in self._configs:
                 raise UnknownNameError(f"There is no adapter {name!r}. Adapters: {choices(self._configs)}.")
 
+    def _no_merge(self, what: str) -> None:
+        if self.merged:
+            raise StateError(f"Cannot {what} while {choices(self.merged)} is merged; unmerge() first.")
+
     # What trains
 
     def trainable(self) -> list[Parameter]:
         """The parameters of the active adapters, and those of the base if it is not frozen: what an optimiser takes."""
         active = [layer.adapter(name) for layer in self.layers.values() for name in layer.active]
         found = [*self.base_parameters().values(), *(p for adapter in active for p in adapter.parameters())]
-        return [parameter for parameter in found if parameter.requires_grad]
+        return list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
 
     def freeze_base(self) -> None:
         """Freeze the base (it is from the start)."""
@@ -263,26 +262,21 @@ class LoraModel(Module):
 
     def unfreeze_base(self) -> None:
         """Let the base train too. Raises StateError while an adapter is merged."""
-        if self.merged:
-            raise StateError(f"Cannot unfreeze the base while {choices(self.merged)} is merged; unmerge() first.")
+        self._no_merge("unfreeze the base")
         for parameter in self.base_parameters().values():
-            parameter.unfreeze()
+            if not isinstance(parameter, Buffer):
+                parameter.unfreeze()
 
     def base_parameters(self) -> dict[str, Parameter]:
-        """The parameters of the base by the names they have without adapters."""
-        return {
-            f"{name}.{key}" if name else key: value
-            for name, module, _ in walk(self.base)
-            for key, value in vars(module).items()
-            if isinstance(value, Parameter) and not key.startswith("_")
-        }
+        """The parameters and buffers of the base by the names they have without adapters."""
+        return {f"{name}.{key}" if name else key: value for name, module, _ in walk(self.base) for key, value in own(module)}
 
     def base_state(self) -> dict[str, np.ndarray]:
         """Copies of the base's arrays by the names they have without adapters; those from before merging, if any is merged."""
-        originals: dict[int, Any] = {}
+        originals: dict[int, np.ndarray] = {}
         for layer in self.layers.values():
             originals |= layer.originals()
-        return {name: np.array(p.backend.numpy(originals.get(id(p), p.data))) for name, p in self.base_parameters().items()}
+        return {name: np.array(originals[id(p)] if id(p) in originals else p.numpy()) for name, p in self.base_parameters().items()}
 
     def fingerprint(self) -> str:
         """SHA-256 of the base: names, dtypes, shapes and bytes of its arrays. Adapters, merged or not, do not change it."""
@@ -297,7 +291,8 @@ class LoraModel(Module):
     def merge(self, active: Active | None = None) -> None:
         """Fold adapters (the active ones if none are named) into the base's weights, until `unmerge`.
 
-        All or nothing: raises StateError if anything is merged already or a merged weight would not be finite.
+        What is not merged does not act meanwhile. All or nothing: raises StateError if anything is merged already, the
+        adapters are switched off, a weight also serves another module, or a merged weight would not be finite.
         """
         weights = self.active if active is None else as_weights(active)
         self._check(*weights)
@@ -305,17 +300,32 @@ class LoraModel(Module):
             raise StateError(f"{choices(self.merged)} is merged already; merging again would count it twice. unmerge() first.")
         if not weights:
             raise StateError("There is nothing to merge: no adapter is active, and none was named.")
+        if not self.enabled:
+            raise StateError("Cannot merge while the adapters are switched off; enable() first.")
+        self._no_sharing(weights)
         done = []
         try:
             for layer in self.layers.values():
-                mine = {name: weight for name, weight in weights.items() if name in layer.names()}
-                if mine:
-                    layer.merge(mine)
-                    done.append(layer)
+                layer.merge({name: weight for name, weight in weights.items() if name in layer.names()})
+                done.append(layer)
         except BaseException:
             for layer in done:
                 layer.unmerge()
             raise
+
+    def _no_sharing(self, weights: Mapping[str, float]) -> None:
+        """Refuse to merge into a parameter that other modules use too: they would change with it."""
+        found = []
+        for name, layer in self.layers.items():
+            if weights.keys() & set(layer.names()):
+                inside = {id(module) for _, module in layer.base.modules()}
+                targets = {id(parameter) for parameter in layer.targets().values()}
+                others = [(part, module) for part, module, _ in walk(self.base) if id(module) not in inside]
+                found += [
+                    f"{name!r} shares it with {part or ROOT!r}" for part, module in others for _, p in own(module) if id(p) in targets
+                ]
+        if found:
+            raise StateError(faults("Cannot merge into a weight that serves two modules; use merged_state(), which parts them:", found))
 
     def unmerge(self) -> None:
         """Put the base's original arrays back, the very same bits. Raises StateError if nothing is merged."""
@@ -326,17 +336,24 @@ class LoraModel(Module):
                 layer.unmerge()
 
     def merged_state(self, active: Active | None = None) -> dict[str, np.ndarray]:
-        """The base's arrays with adapters (the active ones if none are named) folded in; the model stays as it is."""
+        """The base's arrays with adapters (the active ones if none are named) folded in; the model stays as it is.
+
+        A weight that serves two modules is folded under the names of the one with the adapter only.
+        """
         weights = self.active if active is None else as_weights(active)
         self._check(*weights)
         if self.merged:
             raise StateError(f"{choices(self.merged)} is merged already: base_parameters() are the merged arrays. unmerge() first.")
-        state, parameters = self.base_state(), {id(p): name for name, p in self.base_parameters().items()}
+        state = self.base_state()
         for layer in self.layers.values():
             mine = {name: weight for name, weight in weights.items() if name in layer.names()}
             if mine:
-                arrays, targets = layer.merged_arrays(mine), layer.targets()
-                state |= {parameters[id(targets[key])]: array for key, array in arrays.items()}
+                arrays = layer.merged_arrays(mine)
+                folded = {id(parameter): arrays[key] for key, parameter in layer.targets().items()}
+                inside = {id(module) for _, module in layer.base.modules()}
+                for name, module, _ in walk(self.base):
+                    if id(module) in inside:
+                        state |= {f"{name}.{key}" if name else key: folded[id(p)] for key, p in own(module) if id(p) in folded}
         return state
 
     def unload(self) -> Module:
@@ -347,14 +364,13 @@ class LoraModel(Module):
 
     def merge_and_unload(self, active: Active | None = None) -> Module:
         """Merge (the active adapters if none are named) for good and return the base as a plain module."""
-        if not self.merged:
+        if active is not None or not self.merged:
             self.merge(active)
         return self._strip()
 
     def _strip(self) -> Module:
-        for name, inner, layer in list(walk(self.base)):
-            if layer is not None:
-                self._put(name, inner)
+        for layer in self.layers.values():
+            self.base = swap(self.base, layer, layer.base)
         self._configs.clear()
         return self.base
 
@@ -425,24 +441,3 @@ class LoraModel(Module):
         model = cls(module, registry=registry)
         model.set_active(model.load(path, check_base=check_base))
         return model
-
-
-def _chain_faults(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None]) -> Iterator[str]:
-    if not weights:
-        yield "there is no weight"
-    if len(biases) != len(weights):
-        yield f"there are {len(weights)} weights and {len(biases)} biases; give None for a layer without bias"
-    for i, weight in enumerate(weights):
-        if weight.ndim != 2 or not weight.size:
-            yield f"weight {i} must be a matrix (d, k), found shape {weight.shape}"
-        elif i and weights[i - 1].ndim == 2 and weight.shape[0] != weights[i - 1].shape[1]:
-            yield f"weight {i} {weight.shape} takes {weight.shape[0]} inputs, weight {i - 1} {weights[i - 1].shape} has {weights[i - 1].shape[1]} outputs"
-        if weight.dtype not in (np.float32, np.float64):
-            yield f"weight {i} must be float32 or float64, found {weight.dtype}"
-        elif weight.dtype != weights[0].dtype:
-            yield f"weight {i} is {weight.dtype}, weight 0 is {weights[0].dtype}; convert one with astype"
-        bias = biases[i] if i < len(biases) else None
-        if bias is not None and weight.ndim == 2 and bias.shape != weight.shape[1:]:
-            yield f"bias {i} must have shape ({weight.shape[1]},), found {bias.shape}"
-        if bias is not None and bias.dtype != weight.dtype:
-            yield f"bias {i} must have its weight's dtype {weight.dtype}, found {bias.dtype}"

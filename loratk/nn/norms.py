@@ -64,8 +64,8 @@ class BatchNorm(Module):
 
     The mean and the biased variance are taken over all axes but the last, so that rows (n, k), sequences (n, t, k) and
     images (n, h, w, k) all work. Ioffe & Szegedy 2015, algorithm 1. In training the buffers `running_mean` and
-    `running_var` move by the share `momentum` towards the batch's mean and unbiased variance; in evaluation they take
-    the place of the batch's (algorithm 2).
+    `running_var` move by the share `momentum` towards the batch's mean and unbiased variance; in evaluation, and where
+    weight and bias are frozen, they take the place of the batch's (algorithm 2): a frozen layer does not move.
     """
 
     adds_bias = True
@@ -84,7 +84,7 @@ class BatchNorm(Module):
         x = self.input(x)
         if x.ndim < 2 or x.shape[-1] != self.weight.size:
             raise ShapeError(f"BatchNorm needs x (..., {self.weight.size}) with at least two axes, found shape {x.shape}.")
-        if not self.training:
+        if not self.training or (self.weight.frozen and self.bias.frozen):
             return (x - self.running_mean) * (self.weight / ops.sqrt(self.running_var + self.eps)) + self.bias
         count = x.size // x.shape[-1]
         if count < 2:
