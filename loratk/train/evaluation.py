@@ -33,9 +33,7 @@ def weigh(weight: Callable[[Any], float], targets: Any) -> float:
     """Over how much the loss of a batch is a mean. Raises ShapeError unless that is positive."""
     value = float(weight(targets))
     if not 0 < value < float("inf"):
-        raise ShapeError(
-            f"A batch must weigh something (by default, its rows), found weight {value} for targets of shape {np.shape(targets)}."
-        )
+        raise ShapeError(f"A batch must weigh more than 0 (by default: its rows), found weight {value} for a {type(targets).__name__}.")
     return value
 
 
