@@ -79,6 +79,7 @@ def test_a_resumed_log_has_nothing_twice_and_nothing_missing(tmp_path):
     resumed = trainer([InterruptAt()], log=path)
     resumed.resume(tmp_path / "run.npz")
     fit(resumed)
+    assert [line["event"] for line in lines(path)] == (["step"] * 7 + ["epoch"]) * EPOCHS
     assert [line["step"] for line in lines(path) if line["event"] == "step"] == list(range(1, STEPS + 1))
     assert [line["epoch"] for line in lines(path) if line["event"] == "epoch"] == [1, 2, 3]
 

@@ -16,6 +16,7 @@ from loratk.io import Hdf5Store, find_store
 from loratk.lora import LoraConfig, LoraModel
 from loratk.nn.optim import AdamW
 from loratk.train import Callback, EarlyStopping, Trainer, accuracy
+from loratk.train.model_state import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,27 @@ def test_batches_of_a_function_and_a_list_resume_where_they_were(tmp_path):
         resumed.resume(tmp_path / "run.npz")
         resumed.fit(data, epochs=2, validation=HELD)
         assert outcome(resumed) == outcome(straight)
+
+
+def test_data_that_has_become_shorter_is_noticed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trainer([InterruptAt(4)], checkpoint=tmp_path / "run.npz").fit(lambda epoch: [TRAIN] * 5, epochs=1, validation=HELD)
+    resumed = trainer([InterruptAt()])
+    resumed.resume(tmp_path / "run.npz")
+    with pytest.raises(StateError, match="4 batches of epoch 1 were trained on before, but now it has fewer"):
+        resumed.fit(lambda epoch: [TRAIN] * 3, epochs=1, validation=HELD)
+
+
+def test_the_fingerprint_is_of_names_shapes_dtypes_and_bytes():
+    def frozen(shape=(2, 3), dtype=np.float32, value=0.0, name="weight"):
+        module = nn.Module()
+        setattr(module, name, nn.Parameter(np.full(shape, value, dtype), requires_grad=False))
+        module.moving = nn.Parameter(np.random.default_rng().random(3))
+        return fingerprint(module)
+
+    assert frozen() == frozen()
+    others = [frozen(shape=(3, 2)), frozen(dtype=np.float64), frozen(value=-0.0), frozen(name="bias"), frozen(shape=(0,))]
+    assert len({frozen(), *others, frozen(shape=(0,), dtype=np.float64)}) == 7
 
 
 class InterruptInForward(nn.Module):

@@ -221,6 +221,8 @@ def test_a_callback_can_stop_the_training_in_the_middle_of_an_epoch():
     history = fit(run, epochs=5, batch_size=60)
     assert stop.events[-4:] == ["step 3", "validation", "epoch_end 2", "fit_end"]
     assert (run.stopped, len(history), history.epochs[1]["rows"]) == ("enough", 2, 60)
+    fit(run, epochs=1, batch_size=60)
+    assert (run.stopped, len(history)) == (None, 3)
 
 
 def test_a_misspelt_event_is_an_error():
