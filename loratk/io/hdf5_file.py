@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -45,14 +46,30 @@ def _close_all() -> None:
 
 
 class CheckedFile(SealedFile):
-    """Never fewer bytes than asked for: HDF5 does not look at the count."""
+    """What HDF5 does not look at itself, in files that have no seal: the count of bytes read, and string heaps that would hang it."""
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill the buffer with checked bytes."""
         count = super().readinto(buffer)
         if count < memoryview(buffer).nbytes:
             raise self.damaged("it ends before the data that it announces")
+        if _is_endless(memoryview(buffer).cast("B")):
+            raise self.damaged(f"the heap of strings at byte {self.tell() - count} is damaged")
         return count
+
+
+def _is_endless(heap: memoryview) -> bool:
+    """Whether walking a global heap collection (HDF5 file format 3.0, III.E) would not move on, or past 2**64 and back."""
+    if heap[:8] != b"GCOL\1\0\0\0":
+        return False
+    at, end = 16, min(len(heap), int.from_bytes(heap[8:16], "little"))
+    while at + 16 <= end:
+        index, size = struct.unpack_from("<H6xQ", heap, at)
+        step = 16 + size if index else size  # the free space, index 0, counts its own header
+        if not 16 <= step < 1 << 63:
+            return True
+        at += -(-step // 8) * 8
+    return False
 
 
 class Sink(io.RawIOBase):

@@ -1,6 +1,9 @@
 """HDF5 files that others wrote: what is read, what is refused, and what the errors say."""
 
 import hashlib
+import struct
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -185,6 +188,19 @@ def test_other_programs_do_not_see_the_seal(path):
 def test_not_hdf5_at_all(path):
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 500)
     assert "with the store 'hdf5'" in fault(path)
+
+
+@pytest.mark.parametrize(("index", "size"), [(0, 0), (1, (1 << 64) - 16), (1, 1 << 63)])
+def test_a_heap_that_would_hang_hdf5(path, index, size):
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.attrs["text"] = "x" * 100
+    whole = bytearray(path.read_bytes())
+    struct.pack_into("<H6xQ", whole, whole.index(b"GCOL") + 16, index, size)
+    path.write_bytes(whole)
+    code = "import sys; from loratk.io import Hdf5Store; Hdf5Store().read(sys.argv[1])"
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, timeout=60)
+    assert "FormatError" in run.stderr
+    assert "the heap of strings at byte" in run.stderr
 
 
 def test_a_write_fault_names_everything_and_leaves_the_file(path):
