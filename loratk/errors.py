@@ -40,7 +40,7 @@ class GraphError(LoratkError, RuntimeError):
 
 
 class AnomalyError(LoratkError, ArithmeticError):
-    """A non-finite value, found where the user asked for such values to be looked for."""
+    """A value that is NaN or infinite where training or a check cannot go on with it."""
 
 
 class BackendError(LoratkError, RuntimeError):
