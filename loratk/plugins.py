@@ -1,6 +1,7 @@
 """The plugin manager, and the registry of all that plugins and built-ins provide."""
 
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,7 +62,7 @@ def _manager(without: Iterable[str]) -> pluggy.PluginManager:
         raise PluginError(
             f"A plugin could not be imported ({error}). Install what it needs, uninstall it, or block it with without=."
         ) from error
-    known = {name for name, _ in manager.list_name_plugin()}
+    known = {*BUILTIN, *(point.name for point in importlib.metadata.entry_points(group=hookspecs.PROJECT))}
     missing = sorted(blocked - known)
     if missing:
         raise UnknownNameError(f"There is no plugin {choices(missing)} to leave out. Plugins: {choices(known)}.")

@@ -1,7 +1,6 @@
 """A base model with adapters: put in by pattern, switched, weighted, merged, saved, and taken out again."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..plugins import Registry, default_registry
 from . import files
 from .chain import chain_faults
 from .config import LoraConfig
+from .fingerprint import fingerprint
 from .layer import Active, LoraLayer, as_weights, check_adapter_name
 from .report import Summary, summarize
 from .targets import Candidate, Choice, explain, find_candidates, select
@@ -280,11 +280,7 @@ class LoraModel(Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of the base: names, dtypes, shapes and bytes of its arrays. Adapters, merged or not, do not change it."""
-        digest = hashlib.sha256()
-        for name, array in sorted(self.base_state().items()):
-            digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return fingerprint(self.base_state())
 
     # Merging
 

@@ -1,0 +1,5 @@
+"""`python -m loratk`."""
+
+from .cli import main
+
+main(prog_name="loratk")

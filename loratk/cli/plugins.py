@@ -1,0 +1,18 @@
+"""`loratk plugins`."""
+
+import click
+
+from .context import registry
+from .show import table
+
+
+@click.command("plugins", short_help="List what is registered, and by whom.")
+def command() -> None:
+    """List the layer types, methods and stores, and which plugin registers each; `lora` and `io` are built in."""
+    plugins = registry()
+    rows = [
+        *(("layer type", plugins.layer_types[key].name, key.__name__, plugins.owners["layer type", key]) for key in plugins.layer_types),
+        *(("method", name, "", plugins.owners["method", name]) for name in plugins.methods),
+        *(("store", name, " ".join(store.suffixes), plugins.owners["store", name]) for name, store in plugins.stores.items()),
+    ]
+    table(("kind", "name", "for", "plugin"), rows)

@@ -1,0 +1,205 @@
+import numpy as np
+import pytest
+
+from loratk.convert import merge
+from loratk.exchange import AdapterState, read_adapters, write_adapters
+from loratk.io import Hdf5Store, NpzStore
+from loratk.lora import LoraConfig, LoraModel
+from loratk.nn import Linear, Sequential
+from loratk.plugins import default_registry
+
+STORES = default_registry().stores
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+def test_adapters_go_to_another_store_and_back_unchanged(run, files, tmp_path):
+    assert run("export", files.adapters, tmp_path / "a.npz").exit_code == 0
+    assert run("export", tmp_path / "a.npz", tmp_path / "back.h5").exit_code == 0
+    assert (tmp_path / "back.h5").read_bytes() == files.adapters.read_bytes()
+
+
+def test_messages_go_to_stderr(run, files, tmp_path):
+    got = run("export", files.adapters, tmp_path / "a.npz")
+    assert got.stdout == ""
+    assert "one, two" in got.stderr
+
+
+def test_one_adapter_in_another_dtype(run, files, tmp_path):
+    assert run("export", files.adapters, tmp_path / "a.h5", "--adapter", "two", "--dtype", "float16").exit_code == 0
+    (state,) = read_adapters(tmp_path / "a.h5", stores=STORES)
+    assert state.name == "two"
+    assert same(state.tensors, {name: array.astype(np.float16) for name, array in files.model.state("two").items()})
+    assert state.metadata == {"task": "test"}
+
+
+def test_to_names_the_store(run, files, tmp_path):
+    assert run("export", files.adapters, tmp_path / "adapter.bin", "--to", "npz").exit_code == 0
+    assert NpzStore().sniff(tmp_path / "adapter.bin")
+
+
+@pytest.mark.parametrize("names", [["one"], ["two"], ["one", "two"]])
+def test_merged_weights_are_those_of_the_model(run, files, tmp_path, names):
+    chosen = [part for name in names for part in ("--adapter", name)]
+    got = run("export", files.adapters, tmp_path / "m.npz", "--merged", "--base", files.base, *chosen)
+    assert got.exit_code == 0, got.stderr
+    contents = NpzStore().read(tmp_path / "m.npz")
+    want = files.model.merged_state(names)
+    assert contents.arrays.keys() == want.keys()
+    for name, array in contents.arrays.items():
+        assert array.dtype == want[name].dtype
+        np.testing.assert_allclose(array, want[name], rtol=2e-6, atol=2e-6)
+    assert not np.allclose(want["2.weight"], files.model.base_state()["2.weight"])
+    assert contents.strings == {"note": "kept"}
+
+
+def test_arrays_that_no_adapter_changes_are_copied(run, files, tmp_path):
+    assert run("export", files.adapters, tmp_path / "m.h5", "--merged", "--base", files.base, "--adapter", "two").exit_code == 0
+    got, base = Hdf5Store().read(tmp_path / "m.h5").arrays, files.model.base_state()
+    assert [name for name in base if not np.array_equal(got[name], base[name])] == ["2.weight"]
+
+
+def test_merged_in_another_dtype_rounds_once(run, files, tmp_path):
+    for dtype in ("float16", "float64"):
+        run("export", files.adapters, tmp_path / dtype, "--to", "npz", "--merged", "--base", files.base, "--dtype", dtype)
+    half, double = (NpzStore().read(tmp_path / dtype).arrays for dtype in ("float16", "float64"))
+    assert {array.dtype.name for array in double.values()} == {"float64"}
+    assert (double["0.weight"] != double["0.weight"].astype(np.float32)).any()
+    assert same(half, {name: array.astype(np.float16) for name, array in double.items()})
+
+
+def test_another_base_is_refused_unless_asked_for(run, files, tmp_path):
+    args = ["export", files.adapters, tmp_path / "m.h5", "--merged", "--base", files.padded]
+    got = run(*args)
+    assert got.exit_code == 1
+    assert got.stderr.count("made for another base") == 2
+    assert not (tmp_path / "m.h5").exists()
+    assert run(*args, "--any-base").exit_code == 0
+    got = Hdf5Store().read(tmp_path / "m.h5").arrays
+    assert np.array_equal(got["steps"], np.arange(3))
+
+
+def test_every_misfit_is_listed(run, files, tmp_path):
+    arrays = files.model.base_state()
+    Hdf5Store().write(tmp_path / "base.h5", {"0.weight": arrays["0.weight"][:, :3], "2.weight": arrays["2.weight"].astype(np.int8)}, {})
+    got = run("export", files.adapters, tmp_path / "m.h5", "--merged", "--base", tmp_path / "base.h5", "--any-base")
+    assert got.exit_code == 1
+    for want in (
+        "no array '0.bias'",
+        "no array '2.bias'",
+        "adapter 'two', module '2': '2.weight' must be an array of floating-point numbers",
+    ):
+        assert want in got.stderr
+    assert not (tmp_path / "m.h5").exists()
+
+
+def test_a_wrong_shape_is_named(run, files, tmp_path):
+    arrays = files.model.base_state() | {"2.weight": np.zeros((5, 3), np.float32)}
+    Hdf5Store().write(tmp_path / "base.h5", arrays, {})
+    got = run("export", files.adapters, tmp_path / "m.h5", "--merged", "--base", tmp_path / "base.h5", "--any-base", "--adapter", "two")
+    assert got.exit_code == 1
+    assert "for a (5, 3) weight" in got.stderr
+
+
+def test_a_value_too_large_for_the_dtype_is_named(run, tmp_path):
+    state = AdapterState("big", {}, {"0.lora_A": np.full((2, 1), 1e5), "0.lora_B": np.ones((1, 2))}, {
+        "0": {"method": "lora", "rank": 1, "alpha": 1.0, "scaling": 1.0, "shape": [2, 2]}})  # fmt: skip
+    write_adapters(tmp_path / "big.h5", [state], stores=STORES)
+    got = run("export", tmp_path / "big.h5", tmp_path / "half.h5", "--dtype", "float16")
+    assert got.exit_code == 1
+    assert "'0.lora_A' holds 1e+05, which is too large for float16" in got.stderr
+    assert not (tmp_path / "half.h5").exists()
+
+
+def test_blocks_of_a_fused_projection_go_to_their_columns(run, tmp_path):
+    rng = np.random.default_rng(0)
+    weight, a, b = (rng.standard_normal(shape) for shape in ((4, 9), (4, 2), (2, 3)))
+    record = {"method": "lora", "rank": 2, "alpha": 4.0, "scaling": 2.0, "shape": [4, 3], "columns": [3, 6]}
+    state = AdapterState("mine", {}, {"attn.qkv.k.lora_A": a, "attn.qkv.k.lora_B": b}, {"attn.qkv.k": record})
+    write_adapters(tmp_path / "a.h5", [state], stores=STORES)
+    Hdf5Store().write(tmp_path / "base.h5", {"attn.qkv.weight": weight}, {})
+    got = run("export", tmp_path / "a.h5", tmp_path / "m.h5", "--merged", "--base", tmp_path / "base.h5")
+    assert got.exit_code == 0, got.stderr
+    want = weight.copy()
+    want[:, 3:6] += 2 * a @ b
+    np.testing.assert_allclose(Hdf5Store().read(tmp_path / "m.h5").arrays["attn.qkv.weight"], want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_weight_with_more_axes_acts_as_a_matrix(order):
+    rng = np.random.default_rng(0)
+    weight, a, b = (rng.standard_normal(shape) for shape in ((3, 3, 2, 5), (18, 2), (2, 5)))
+    record = {"method": "lora", "rank": 2, "alpha": 4.0, "scaling": 2.0, "shape": [18, 5]}
+    state = AdapterState("mine", {}, {"conv.lora_A": a, "conv.lora_B": b}, {"conv": record})
+    found = []
+    got = merge({"conv.weight": np.asarray(weight, order=order)}, [state], default_registry(), found, None)
+    assert found == []
+    np.testing.assert_allclose(got["conv.weight"], weight + (2 * a @ b).reshape(weight.shape), rtol=1e-12)
+
+
+def test_a_base_that_is_one_layer(run, tmp_path):
+    model = LoraModel.adapt(Linear(3, 2, rng=0).to("reference"), LoraConfig(rank=1))
+    model.load_state({name: array + 1 for name, array in model.state().items()})
+    Hdf5Store().write(tmp_path / "base.h5", model.base_state(), {})
+    model.save(tmp_path / "a.h5")
+    assert run("export", tmp_path / "a.h5", tmp_path / "m.h5", "--merged", "--base", tmp_path / "base.h5").exit_code == 0
+    np.testing.assert_allclose(Hdf5Store().read(tmp_path / "m.h5").arrays["weight"], model.merged_state()["weight"], rtol=1e-6)
+
+
+def test_a_merged_file_loads_into_a_plain_module(run, files, tmp_path):
+    run("export", files.adapters, tmp_path / "m.h5", "--merged", "--base", files.base, "--adapter", "one")
+    plain = Sequential(Linear(6, 5, rng=1), Linear(5, 4, rng=1))
+    arrays = Hdf5Store().read(tmp_path / "m.h5").arrays
+    plain.load_state_dict({name.replace("2.", "1."): array for name, array in arrays.items()})
+
+
+def test_an_existing_file_is_kept_unless_forced(run, files, tmp_path):
+    target = tmp_path / "a.npz"
+    target.write_bytes(b"mine")
+    for more in ([], ["--merged", "--base", files.base]):
+        got = run("export", files.adapters, target, *more)
+        assert got.exit_code == 1
+        assert "--force" in got.stderr
+        assert target.read_bytes() == b"mine"
+    assert run("export", files.adapters, target, "--force").exit_code == 0
+    assert NpzStore().sniff(target)
+
+
+def test_a_file_may_be_replaced_by_itself(run, files, tmp_path):
+    target = tmp_path / "a.h5"
+    target.write_bytes(files.adapters.read_bytes())
+    assert run("export", target, target, "--adapter", "one", "--force").exit_code == 0
+    assert [state.name for state in read_adapters(target, stores=STORES)] == ["one"]
+
+
+def test_a_failed_export_leaves_the_old_file(run, files, tmp_path):
+    target = tmp_path / "a.h5"
+    target.write_bytes(b"mine")
+    assert run("export", files.adapters, target, "--force", "--adapter", "ghost").exit_code == 1
+    assert target.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "want"),
+    [
+        (["{adapters}", "{out}.xyz"], "no store has its suffix"),
+        (["{adapters}", "{out}.h5", "--to", "ghost"], "no store named 'ghost'"),
+        (["{adapters}", "{out}.h5", "--adapter", "ghost"], "no adapter named 'ghost'"),
+        (["{base}", "{out}.h5"], "no adapter file"),
+        (["{adapters}", "{out}.h5", "--merged", "--base", "{adapters}"], "is an adapter file, not the weights"),
+        (["{adapters}", "{out}/deep/a.h5"], "there is no folder"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error(run, files, tmp_path, args, want):
+    names = {"adapters": files.adapters, "base": files.base, "out": tmp_path / "out"}
+    got = run("export", *(arg.format(**names) for arg in args))
+    assert got.exit_code == 1
+    assert want in got.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [["--merged"], ["--base", "b.h5"], ["--any-base"]])
+def test_options_that_belong_together(run, files, tmp_path, more):
+    assert run("export", files.adapters, tmp_path / "a.h5", *more).exit_code == 2
