@@ -1,36 +1,51 @@
 """A pool of threads that run compiled loops side by side.
 
-Compiled loops release Python's global lock, so ordinary threads run them in parallel. The threads sleep between
-launches, so they take nothing from a BLAS pool; a forked child starts a pool of its own; and when two Python threads
-launch at once, the second simply runs its loop alone. `docs/decisions.md` (threads) has the measurements.
+Compiled loops release Python's global lock, so ordinary threads run them in parallel. A thread sleeps when there has
+been nothing to do for half a millisecond; a forked child starts a pool of its own; and when two Python threads launch
+at once, the second simply runs its loop alone. `docs/decisions.md` (threads) has the measurements.
 """
 
 import os
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 
 class Worker:
-    """One thread, asleep until it is handed a call."""
+    """One thread that is handed calls. Between two of them it watches for the next for a moment, then sleeps.
 
-    def __init__(self, name: str) -> None:
+    `_begun` and `_ended` are flags that a waiting thread can watch outside Python's global lock. Who sets a flag also
+    wakes the other side, if that has gone to sleep; under the global lock one of the two always sees the other.
+    """
+
+    def __init__(self, name: str, watch: Callable[[np.ndarray], bool]) -> None:
+        self._watch = watch
+        self._begun, self._ended = np.zeros(1, np.int64), np.zeros(1, np.int64)
         self._call: Callable[[], object] = bool
-        self._running = False
+        self._running = self._asleep = False
         self._error: BaseException | None = None
-        self._done, self._wake = threading.Lock(), threading.Lock()
-        self._wake.acquire()
+        self._done = threading.Lock()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            self._wake.acquire()
+            if not self._watch(self._begun):
+                self._asleep = True
+                while not self._begun[0]:
+                    self._wake.get()
+                self._asleep = False
+            self._begun[0] = 0
             try:
                 self._call()
             except BaseException as error:  # handed to the thread that waits
                 self._error = error
             done, self._call = self._done, bool  # the call's arrays are let go
             self._running = False
+            self._ended[0] = 1
             done.release()
 
     def start(self, call: Callable[[], object]) -> None:
@@ -38,14 +53,18 @@ class Worker:
         self._done = threading.Lock()  # a new one a call: an interrupted wait leaves no doubt about its state
         self._done.acquire()
         self._error, self._call, self._running = None, call, True
-        self._wake.release()
+        self._ended[0] = 0
+        self._begun[0] = 1
+        if self._asleep:
+            self._wake.put(None)
 
     def wait(self) -> None:
         """Return when the call has ended; its error, or an interrupt (Ctrl-C) that came meanwhile, is raised only then."""
         interrupt: BaseException | None = None
         while self._running:
             try:
-                self._done.acquire()
+                if not self._watch(self._ended):
+                    self._done.acquire()
             except BaseException as error:
                 interrupt = error
         failure, self._error = self._error or interrupt, None
@@ -74,8 +93,11 @@ class Pool:
         waits: list[Callable[[], Any]] = []
         errors: list[BaseException] = []
         try:
-            while len(self._workers) < len(calls) - 1:
-                self._workers.append(Worker(f"loratk-{len(self._workers) + 1}"))
+            if len(self._workers) < len(calls) - 1:
+                from .spin import spin  # compiled: not before it is needed
+
+                while len(self._workers) < len(calls) - 1:
+                    self._workers.append(Worker(f"loratk-{len(self._workers) + 1}", spin))
             for worker, call in zip(self._workers, calls[1:], strict=False):
                 waits.append(worker.wait)
                 worker.start(call)

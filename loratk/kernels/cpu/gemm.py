@@ -18,7 +18,7 @@ __all__ = ["freeze_weight", "frozen_matmul", "frozen_matmul_t", "matmul"]
 DEPTH = 512  # rows of B in a block
 ROWS = 8 * MR  # rows of A packed at a time: with DEPTH, what stays in the level-2 cache
 SMALL = 1 << 14  # multiplications below which packing costs more than it gains
-ALONE = 1 << 19  # multiplications below which a second thread costs more than it gains
+ALONE = 1 << 22  # multiplications a thread must get for its waking to pay
 FEW_ROWS = 256  # rows up to which columns are shared out instead
 
 
