@@ -7,6 +7,7 @@ import pytest
 
 import loratk.cli.demo
 from loratk.demo import Demo, Proof, make_tasks
+from loratk.errors import BackendError
 from loratk.exchange import list_adapters
 from loratk.plugins import default_registry
 
@@ -136,6 +137,17 @@ def test_a_rank_that_does_not_fit_is_one_line(run, tmp_path):
     got = run("demo", "--rank", 11, "--out", tmp_path / "out")
     assert got.exit_code == 1
     assert got.stderr.startswith("Error: Rank 11 is above min(d, k) = 10")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_one_line(run, tmp_path, monkeypatch):
+    def absent(name):
+        raise BackendError("no GPU")
+
+    monkeypatch.setattr("loratk.nn.module.get_backend", absent)
+    got = run("demo", "--device", "cuda", "--out", tmp_path / "out")
+    assert got.exit_code == 1
+    assert got.stderr == "Error: no GPU\n"
     assert not (tmp_path / "out").exists()
 
 

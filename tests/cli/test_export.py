@@ -1,7 +1,11 @@
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from loratk.convert import merge
+from loratk.convert import export_adapters, merge
+from loratk.errors import ConfigError
 from loratk.exchange import AdapterState, read_adapters, write_adapters
 from loratk.io import Hdf5Store, NpzStore
 from loratk.lora import LoraConfig, LoraModel
@@ -203,3 +207,60 @@ def test_what_cannot_be_done_is_an_error(run, files, tmp_path, args, want):
 @pytest.mark.parametrize("more", [["--merged"], ["--base", "b.h5"], ["--any-base"]])
 def test_options_that_belong_together(run, files, tmp_path, more):
     assert run("export", files.adapters, tmp_path / "a.h5", *more).exit_code == 2
+
+
+@pytest.mark.parametrize("method", sorted(default_registry().methods))
+@pytest.mark.parametrize("layer", default_registry().layer_types, ids=lambda layer: layer.__name__)
+def test_merging_files_is_merging_the_model(run, tmp_path, layer, method):
+    make, _ = layer_examples().LAYERS[layer]
+    model = LoraModel(Sequential(make(np.float64)).to("reference"))
+    biased = "none" if default_registry().layer_types[layer].bias(model.base.get("0")) is None else "lora_only"
+    model.add_adapter("mine", LoraConfig(rank=2, alpha=3, method=method, targets=("0",), bias=biased))
+    rng = np.random.default_rng(0)
+    model.load_state({key: array + rng.random(array.shape) for key, array in model.state("mine").items()}, "mine")
+    Hdf5Store().write(tmp_path / "base.h5", model.base_state(), {})
+    model.save(tmp_path / "a.h5")
+    got = run("export", tmp_path / "a.h5", tmp_path / "m.npz", "--merged", "--base", tmp_path / "base.h5")
+    assert got.exit_code == 0, got.stderr
+    merged = NpzStore().read(tmp_path / "m.npz").arrays
+    want = model.merged_state("mine")
+    assert merged.keys() == want.keys()
+    for key, array in want.items():
+        np.testing.assert_allclose(merged[key], array, rtol=1e-12, atol=1e-12)
+    assert not np.array_equal(want["0.weight"], model.base_state()["0.weight"])
+
+
+def layer_examples():
+    """The examples of layers, which lie with the tests of adapters."""
+    path = Path(__file__).parents[1] / "lora" / "layer_examples.py"
+    spec = importlib.util.spec_from_file_location("layer_examples", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECORD = {"method": "lora", "rank": 1, "alpha": 1.0, "scaling": 1.0}
+FACTORS = {"0.lora_A": np.ones((3, 1)), "0.lora_B": np.ones((1, 2))}
+
+
+@pytest.mark.parametrize(
+    ("record", "tensors", "want"),
+    [
+        (RECORD, FACTORS | {"0.bias": np.ones(3)}, "its bias has shape (3,), '0.bias' (2,)"),
+        (RECORD | {"shape": [2, 3]}, FACTORS, "was made for a weight of shape [2, 3], '0.weight' acts as [3, 2]"),
+        (RECORD | {"columns": "0:1"}, FACTORS, "must give columns as [start, stop], found '0:1'"),
+        (RECORD | {"method": "ghost"}, FACTORS, "Unknown method 'ghost'"),
+        (RECORD | {"scaling": 1e300}, FACTORS, "'0.weight' is not finite after merging"),
+    ],
+)
+def test_merge_says_what_does_not_fit(record, tensors, want):
+    base = {"0.weight": np.ones((3, 2), np.float32), "0.bias": np.ones(2, np.float32)}
+    found = []
+    merge(base, [AdapterState("mine", {}, tensors, {"0": record})], default_registry(), found, None)
+    assert len(found) == 1
+    assert want in found[0]
+
+
+def test_an_unknown_dtype_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match="float16, float32, float64, found 'int8'"):
+        export_adapters(tmp_path / "none.h5", tmp_path / "a.h5", dtype="int8")
