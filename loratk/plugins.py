@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -45,63 +45,81 @@ class Registry:
         return self.methods[name]
 
 
-def _manager(without: Iterable[str]) -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    for name, module in BUILTIN.items():
-        manager.register(importlib.import_module(module), name)
-    blocked = set(without)
-    for name in blocked:
-        manager.set_blocked(name)
-    try:
-        manager.load_setuptools_entrypoints(hookspecs.PROJECT)
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise PluginError(f"The plugin {manager.get_name(error.plugin) or error.plugin!r} breaks the contract: {error}") from error
-    except ImportError as error:
-        raise PluginError(
-            f"A plugin could not be imported ({error}). Install what it needs, uninstall it, or block it with without=."
-        ) from error
-    known = {*BUILTIN, *(point.name for point in importlib.metadata.entry_points(group=hookspecs.PROJECT))}
-    missing = sorted(blocked - known)
-    if missing:
-        raise UnknownNameError(f"There is no plugin {choices(missing)} to leave out. Plugins: {choices(known)}.")
-    return manager
+HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("register_"))
+CURE = "Leave one out (without=, --without) or uninstall it."
 
 
 def build_registry(without: Iterable[str] = (), extra: Iterable[tuple[str, object]] = ()) -> Registry:
     """A registry of the built-ins, all installed plugins but those named in `without`, and `extra` (name, plugin) pairs.
 
-    Raises PluginError if two plugins claim one key, a hook is misspelt or takes arguments, or a plugin cannot be imported.
+    Raises PluginError, naming the plugin, if one cannot be imported, implements no hook or one that does not exist, hands
+    over what it should not, or claims a key or a name that another has; UnknownNameError if `without` names no plugin.
     """
-    manager = _manager(without)
-    for name, plugin in extra:
-        try:
-            manager.register(plugin, name)
-            manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(f"The plugin {name!r} breaks the contract: {error}") from error
+    plugins = [*_installed(set(without)), *extra]
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for name, plugin in plugins:
+        _register(manager, name, plugin)
     owners: dict[tuple[str, Any], str] = {}
-
-    def collect(hook: str, kind: str, key: Callable[[Any], Any]) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for implementation in getattr(manager.hook, hook).get_hookimpls():
-            for item in implementation.function():
-                k = key(item)
-                if k in found:
-                    raise PluginError(
-                        f"Two plugins register the {kind} {getattr(k, '__name__', k)!r}: {owners[kind, k]!r} and "
-                        f"{implementation.plugin_name!r}. Leave one out (without=, --without) or uninstall it."
-                    )
-                found[k], owners[kind, k] = item, implementation.plugin_name
-        return dict(sorted(found.items(), key=lambda pair: getattr(pair[0], "__qualname__", pair[0])))
-
     return Registry(
-        collect("register_layer_types", "layer type", lambda item: item.module),
-        collect("register_methods", "method", lambda item: item.name),
-        collect("register_stores", "store", lambda item: item.name),
+        _collect(manager, "register_layer_types", "layer type", "module", owners),
+        _collect(manager, "register_methods", "method", "name", owners),
+        _collect(manager, "register_stores", "store", "name", owners),
         owners,
     )
+
+
+def _installed(without: set[str]) -> Iterator[tuple[str, object]]:
+    """Name and module of the built-ins and of every entry point, but those left out."""
+    points = list(importlib.metadata.entry_points(group=hookspecs.PROJECT))
+    known = {*BUILTIN, *(point.name for point in points)}
+    if missing := without - known:
+        raise UnknownNameError(f"There is no plugin {choices(missing)} to leave out. Plugins: {choices(known)}.")
+    for name, module in BUILTIN.items():
+        if name not in without:
+            yield name, importlib.import_module(module)
+    for point in points:
+        if point.name not in without:
+            try:
+                yield point.name, point.load()
+            except Exception as error:  # whatever a plugin's own code raises
+                raise PluginError(
+                    f"The plugin {point.name!r} ({point.value}) could not be imported: {type(error).__name__}: {error}. "
+                    "Install what it needs, uninstall it, or leave it out (without=, --without)."
+                ) from error
+
+
+def _register(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+    try:
+        if manager.has_plugin(name):
+            raise PluginError(f"Two plugins have the name {name!r}: {manager.get_plugin(name)!r} and {plugin!r}. {CURE}")
+        manager.register(plugin, name)
+        if not manager.get_hookcallers(plugin):
+            raise PluginError(f"The plugin {name!r} implements no hook; mark its functions with @loratk.hookimpl. Hooks: {choices(HOOKS)}.")
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise PluginError(f"The plugin {name!r} breaks the contract: {' '.join(str(error).split())}. Hooks: {choices(HOOKS)}.") from error
+
+
+def _collect(manager: pluggy.PluginManager, hook: str, kind: str, key: str, owners: dict[tuple[str, Any], str]) -> dict[Any, Any]:
+    """All that the plugins' implementations of a hook return, by key; `owners` is told who returned it."""
+    found: dict[Any, Any] = {}
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        owner, items = implementation.plugin_name, implementation.function()
+        if not isinstance(items, (list, tuple)):
+            raise PluginError(f"{hook}() of the plugin {owner!r} must return a list, found {type(items).__name__}.")
+        for item in items:
+            if isinstance(item, type) or not hasattr(item, key):
+                raise PluginError(
+                    f"{hook}() of the plugin {owner!r} must return instances with the attribute {key!r}, found {item!r}"
+                    f"{'; call it: ' + item.__name__ + '()' if isinstance(item, type) else ''}."
+                )
+            k = getattr(item, key)
+            if k in found:
+                shown = getattr(k, "__name__", k)
+                raise PluginError(f"Two plugins register the {kind} {shown!r}: {owners[kind, k]!r} and {owner!r}. {CURE}")
+            found[k], owners[kind, k] = item, owner
+    return dict(sorted(found.items(), key=lambda pair: getattr(pair[0], "__qualname__", pair[0])))
 
 
 @cache

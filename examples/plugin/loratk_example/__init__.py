@@ -1,0 +1,30 @@
+"""What this plugin adds to loratk: one layer type, one method, one store."""
+
+from typing import Any
+
+from loratk import LayerType, Method, hookimpl
+from loratk.io import Store
+
+from .conv1d import Conv1d, Conv1dType
+from .jsonl import JsonLinesStore
+from .loha import LoHa
+
+__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "LoHa"]
+
+
+@hookimpl
+def register_layer_types() -> list[LayerType[Any]]:
+    """Conv1d."""
+    return [Conv1dType()]
+
+
+@hookimpl
+def register_methods() -> list[Method]:
+    """LoHa."""
+    return [LoHa()]
+
+
+@hookimpl
+def register_stores() -> list[Store]:
+    """JSON lines."""
+    return [JsonLinesStore()]

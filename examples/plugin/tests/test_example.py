@@ -1,0 +1,60 @@
+"""The contract of each kind ships with loratk; what is left to test is what is this plugin's own."""
+
+import numpy as np
+from loratk_example import Conv1d, Conv1dType, JsonLinesStore, LoHa
+
+from loratk import LoraConfig, LoraModel, ops
+from loratk.nn import Adam
+from loratk.plugins import default_registry
+from loratk.testing import check_layer_type, check_method, check_store
+
+
+def test_layer_type():
+    """Under every method that is installed, LoHa and DoRA among them."""
+    assert {"lora", "dora", "loha"} <= set(default_registry().methods)
+    check_layer_type(
+        Conv1dType(),
+        lambda dtype: Conv1d(2, 3, 3, rng=0, dtype=dtype),
+        lambda dtype: np.random.default_rng(1).standard_normal((2, 6, 2)).astype(dtype),
+    )
+
+
+def test_conv1d_is_its_formula():
+    layer, x = Conv1d(2, 3, 3, rng=0), np.random.default_rng(1).standard_normal((2, 6, 2)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(x, 3, axis=1)  # (n, t', c, size)
+    want = np.einsum("ntcs,sck->ntk", windows, layer.weight.numpy()) + layer.bias.numpy()
+    np.testing.assert_allclose(layer(x).numpy(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_method():
+    check_method(LoHa())
+
+
+def test_method_has_more_rank_than_its_factors():
+    rng, method = np.random.default_rng(0), LoHa()
+    parameters = {name: rng.standard_normal(shape) for name, shape in method.shapes(12, 10, 2).items()}
+    K = LoraModel(Conv1d(1, 1, 1, rng=0)).backend
+    assert np.linalg.matrix_rank(K.numpy(method.delta(K, np.zeros((12, 10)), parameters, 1.0))) == 4
+
+
+def test_store(tmp_path):
+    check_store(JsonLinesStore(), tmp_path)
+
+
+def test_all_three_together(tmp_path):
+    """A LoHa adapter on a Conv1d learns, goes to a file of JSON lines, and comes back the same."""
+    x = np.random.default_rng(0).standard_normal((16, 8, 2)).astype(np.float32)
+    y = Conv1d(2, 3, 3, rng=5)(x).numpy()
+    model = LoraModel.adapt(Conv1d(2, 3, 3, rng=0), LoraConfig(2, targets="*", method="loha", bias="all"))
+    optimizer = Adam(model.trainable(), lr=0.05)
+    losses = []
+    for _ in range(200):
+        loss = ops.mse(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    model.save(tmp_path / "adapter.lora.jsonl")
+    again = LoraModel.from_file(Conv1d(2, 3, 3, rng=0), tmp_path / "adapter.lora.jsonl")
+    assert np.array_equal(again(x).numpy(), model(x).numpy())
