@@ -57,6 +57,7 @@ def check_pair(layer_type: LayerType[Any], method: Method, module: Module, x: np
         layer.activate(name)
         randomize(layer.adapters, 2)
         _check_fused(layer, x, f"{what}, dropout {dropout}: the fused and the generic path")
+        _check_dropout(layer, x, f"{what}, dropout {dropout}: the update, and delta() applied to what dropout leaves of the input")
     layer.activate("a")
     for freeze in (True, False):
         (module.freeze if freeze else module.unfreeze)()
@@ -148,6 +149,24 @@ def _check_fused(layer: LoraLayer, x: np.ndarray, what: str) -> None:
     _close(got, want, what)
     for name, grad in want_grads.items():
         _close(got_grads[name], grad, f"{what}, gradient of {name}")
+
+
+def _check_dropout(layer: LoraLayer, x: np.ndarray, what: str) -> None:
+    """In training, the update is that of the input after dropout: for integers, which pick rows, of the picked rows."""
+    kind, base, other = layer.layer_type, layer.base, copy.deepcopy(layer)
+    assert kind is not None
+    other.activate([])
+    want, matrix = np.array(other(x).numpy()), kind.read(base)
+    given = base.input(x)
+    for block, adapter in other.adapter(next(iter(layer.active))).blocks().items():
+        start, stop = kind.blocks(base)[block]
+        mask, delta = adapter.mask(given), adapter.delta(np.ascontiguousarray(matrix[:, start:stop]))
+        update = Tensor(delta, backend=base.backend)
+        if mask is not None and x.dtype.kind == "f":
+            want[..., start:stop] += kind.apply(base, base.input(x * mask), update).numpy()
+        else:
+            want[..., start:stop] += kind.apply(base, given, update).numpy() * (1 if mask is None else mask[..., None])
+    _close(layer(x), want, what)
 
 
 def _close(got: Any, want: np.ndarray, what: str) -> None:

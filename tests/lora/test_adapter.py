@@ -55,6 +55,17 @@ def test_it_starts_without_effect(method, x):
         assert not adapter(x.astype(float)).numpy().any()
 
 
+def test_dora_leaves_a_column_of_zeros_alone(x):
+    weight = np.random.default_rng(1).standard_normal((10, 5)).astype(np.float32)
+    weight[:, 2] = 0
+    layer = LoraLinear.from_arrays(weight, None, LoraConfig(2, method="dora"))
+    got = layer(x)
+    got.sum().backward()
+    np.testing.assert_allclose(got.numpy(), x @ weight, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(layer.merged_arrays()["weight"]).all()
+    assert all(np.isfinite(p.grad).all() for p in layer.adapters.parameters())
+
+
 def test_update_is_its_formula(x):
     adapter = LoraAdapter.blank(10, 5, LoraConfig(2, 3))
     randomize(adapter, 0)

@@ -197,6 +197,20 @@ def test_one_block_of_a_fused_projection_leaves_the_others_alone():
     assert set(model.state()) == {"attention.qkv.v.lora_A", "attention.qkv.v.lora_B"}
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_dora_follows_a_base_that_is_replaced(frozen):
+    x = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
+    model = moved(LoraModel.adapt(TransformerEncoderLayer(6, 2, 12, rng=0).eval(), LoraConfig(2, method="dora", targets=["qkv", "up"])))
+    fresh = copy.deepcopy(model)
+    if not frozen:
+        model.unfreeze_base()
+    model(x)
+    for each in (model, fresh):
+        for layer in each.layers.values():
+            layer.weight.assign(2 * layer.weight.numpy())
+    np.testing.assert_allclose(model(x).numpy(), fresh(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_an_embedding_a_convolution_and_a_linear_layer_in_one_model():
     class Net(Module):
         def __init__(self):
@@ -507,9 +521,10 @@ def test_copies_stand_alone(model, x):
 
 
 def test_modes_reach_new_adapters():
-    model = LoraModel.from_sizes([6, 4], CONFIG).eval()
-    model.add_adapter("other", LoraConfig(2, dropout=0.5))
-    assert not model.layers["0"].adapter("other").blocks()[""].training
+    model = LoraModel.from_sizes([6, 4, 3], CONFIG.replace(targets=["0"])).eval()
+    model.add_adapter("other", LoraConfig(2, dropout=0.5, targets="0"))
+    model.add_adapter("root", LoraConfig(2, dropout=0.5, targets="2"))
+    assert not any(model.layers[name].adapter(adapter).blocks()[""].training for name, adapter in (("0", "other"), ("2", "root")))
     model.train()
     assert model.layers["0"].adapter("other").blocks()[""].training
 

@@ -67,6 +67,12 @@ def test_case_counts():
     assert not matches("F*", "fc")
 
 
+def test_a_regular_expression_is_for_the_whole_name():
+    assert matches("re:blocks\\.1", "blocks.1")
+    assert not matches("re:blocks\\.1", "blocks.1.0")
+    assert not matches("re:blocks\\.1", "my.blocks.1")
+
+
 def test_every_pattern_without_effect_is_listed():
     with pytest.raises(ConfigError) as caught:
         chosen(targets=["fc", "query", "norm"], exclude=["nothing.*"], rank_pattern={"blocks.0": 3}, alpha_pattern={"re:x+": 1.0})
