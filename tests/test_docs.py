@@ -1,7 +1,10 @@
 """Pages that are made from the code say what the code says."""
 
 import importlib.util
+import re
 from pathlib import Path
+
+import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -21,3 +24,10 @@ def test_the_page_of_kernels_is_up_to_date():
 def test_every_page_is_reached_from_the_readme():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in sorted(DOCS.glob("*.md")) if f"docs/{page.name}" not in readme] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")))])
+def test_links_lead_somewhere(page):
+    path = DOCS.parent / page
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not link.startswith("http") and not (path.parent / link).exists()] == []
