@@ -1,11 +1,24 @@
-"""Chains of linear layers: whether pretrained arrays make one."""
+"""Chains of linear layers out of pretrained arrays."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError, faults
+from ..nn import Linear
 
-def chain_faults(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None]) -> Iterator[str]:
+
+def pretrained_layers(weights: Sequence[Any], biases: Sequence[Any | None] | None) -> list[Linear]:
+    """Linear layers with copies of weights (d, k) and biases (k,). Raises ConfigError, which lists every fault."""
+    arrays = [np.asarray(weight) for weight in weights]
+    biases = [None] * len(arrays) if biases is None else [None if bias is None else np.asarray(bias) for bias in biases]
+    if found := list(_faults(arrays, biases)):
+        raise ConfigError(faults("These pretrained arrays do not make a network:", found))
+    return [Linear.from_arrays(weight, bias) for weight, bias in zip(arrays, biases, strict=True)]
+
+
+def _faults(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None]) -> Iterator[str]:
     """What is wrong with weights (d, k) and biases (k,) or None as a chain of layers, a line each."""
     if not weights:
         yield "there is no weight"

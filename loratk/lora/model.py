@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError, StateError, UnknownNameError, choices, faults
-from ..nn import Buffer, Linear, Module, Parameter, Sequential
-from ..nn.containers import check_sizes, interleave
-from ..nn.module import generator
+from ..nn import MLP, Buffer, Module, Parameter, Sequential
+from ..nn.containers import interleave
+from ..nn.state import state_faults
 from ..plugins import Registry, default_registry
 from . import files
-from .chain import chain_faults
+from .chain import pretrained_layers
 from .config import LoraConfig
 from .fingerprint import fingerprint
 from .layer import Active, LoraLayer, as_weights, check_adapter_name
+from .merging import folded_arrays, merge_layers
+from .placing import biased_modules, rank_faults
 from .report import Summary, summarize
-from .targets import Candidate, Choice, explain, find_candidates, select
+from .targets import Choice, explain, find_candidates, select
 from .tree import ROOT, modules, own, swap, walk
 
 
@@ -67,9 +69,8 @@ class LoraModel(Module):
         dtype: Any = np.float32,
     ) -> "LoraModel":
         """A chain of linear layers of the given sizes, random, with an activation between them (and after the last if asked)."""
-        rng = generator(rng)
-        layers = [Linear(d, k, bias=bias, rng=rng, dtype=dtype) for d, k in zip(sizes, check_sizes(sizes)[1:], strict=False)]
-        return cls.adapt(Sequential(*interleave(layers, activation, output_activation)), config)
+        base = MLP(sizes, activation=activation, output_activation=output_activation, bias=bias, rng=rng, dtype=dtype)
+        return cls.adapt(base, config)
 
     @classmethod
     def from_pretrained(
@@ -85,13 +86,8 @@ class LoraModel(Module):
 
         Raises ConfigError, which lists every fault: weights that do not follow on each other, biases that do not fit.
         """
-        arrays = [np.asarray(weight) for weight in weights]
-        biases = [None] * len(arrays) if biases is None else [None if bias is None else np.asarray(bias) for bias in biases]
-        found = list(chain_faults(arrays, biases))
-        if found:
-            raise ConfigError(faults("These pretrained arrays do not make a network:", found))
-        layers = [Linear.from_arrays(weight, bias) for weight, bias in zip(arrays, biases, strict=True)]
-        return cls.adapt(Sequential(*interleave(layers, activation, output_activation)), config)
+        layers = interleave(pretrained_layers(weights, biases), activation, output_activation)
+        return cls.adapt(Sequential(*layers), config)
 
     @staticmethod
     def explain(module: Module, config: LoraConfig, *, registry: Registry | None = None) -> list[Choice]:
@@ -132,9 +128,9 @@ class LoraModel(Module):
         self._no_merge("add an adapter")
         base = modules(self.base)
         chosen = select(base, config, self.registry)
-        if check_rank:
-            self._check_ranks(chosen, config)
-        biased = self._biased(base, {candidate.name for candidate, _ in chosen}, config)
+        if check_rank and (found := rank_faults(chosen, config)):
+            raise ConfigError(faults("This config's rank is too high for some layers:", found))
+        biased = biased_modules(base, {candidate.name for candidate, _ in chosen}, config, self.registry)
         wanted: dict[str, Sequence[str]] = {candidate.name: blocks for candidate, blocks in chosen}
         wanted |= {module: () for module in biased if module not in wanted}
         try:
@@ -144,39 +140,6 @@ class LoraModel(Module):
             self._remove(name)
             raise
         self._configs[name] = config
-
-    def _check_ranks(self, chosen: list[tuple[Candidate, list[str]]], config: LoraConfig) -> None:
-        found = []
-        for candidate, blocks in chosen:
-            d, _ = candidate.layer_type.shape(candidate.module)
-            for block in blocks:
-                start, stop = candidate.blocks[block]
-                try:
-                    config.validate(d, stop - start, candidate.block_name(block), candidate.name, linear=candidate.layer_type.linear)
-                except ConfigError as error:
-                    found.append(str(error))
-        if found:
-            raise ConfigError(faults("This config's rank is too high for some layers:", found))
-
-    def _biased(self, modules: list[tuple[str, Module]], chosen: set[str], config: LoraConfig) -> list[str]:
-        """The modules whose bias trains under this config."""
-        if config.bias == "none":
-            return []
-        found = []
-        for name, module in modules:
-            layer_type = self.registry.layer_type(module)
-            bias = layer_type.bias(module) if layer_type else getattr(module, "bias", None)
-            if not isinstance(bias, Parameter) or (config.bias == "lora_only" and name not in chosen):
-                continue
-            if layer_type is None and not getattr(module, "adds_bias", False):
-                raise ConfigError(
-                    f"bias='all' would have to train the bias of {name!r}, but a {type(module).__name__} does not say how it uses it; "
-                    "use bias='lora_only', or set adds_bias = True on the class if it adds its bias along the output's last axis."
-                )
-            found.append(name)
-        if not found:
-            raise ConfigError(f"bias={config.bias!r} finds no bias to train: none of the layers it means has one. Use bias='none'.")
-        return found
 
     def _wrap(self, name: str, inner: Module) -> LoraLayer:
         """The LoraLayer around a module of the base, put there if there is none."""
@@ -298,30 +261,7 @@ class LoraModel(Module):
             raise StateError("There is nothing to merge: no adapter is active, and none was named.")
         if not self.enabled:
             raise StateError("Cannot merge while the adapters are switched off; enable() first.")
-        self._no_sharing(weights)
-        done = []
-        try:
-            for layer in self.layers.values():
-                layer.merge({name: weight for name, weight in weights.items() if name in layer.names()})
-                done.append(layer)
-        except BaseException:
-            for layer in done:
-                layer.unmerge()
-            raise
-
-    def _no_sharing(self, weights: Mapping[str, float]) -> None:
-        """Refuse to merge into a parameter that other modules use too: they would change with it."""
-        found = []
-        for name, layer in self.layers.items():
-            if weights.keys() & set(layer.names()):
-                inside = {id(module) for _, module in layer.base.modules()}
-                targets = {id(parameter) for parameter in layer.targets().values()}
-                others = [(part, module) for part, module, _ in walk(self.base) if id(module) not in inside]
-                found += [
-                    f"{name!r} shares it with {part or ROOT!r}" for part, module in others for _, p in own(module) if id(p) in targets
-                ]
-        if found:
-            raise StateError(faults("Cannot merge into a weight that serves two modules; use merged_state(), which parts them:", found))
+        merge_layers(self.base, self.layers, weights)
 
     def unmerge(self) -> None:
         """Put the base's original arrays back, the very same bits. Raises StateError if nothing is merged."""
@@ -340,17 +280,7 @@ class LoraModel(Module):
         self._check(*weights)
         if self.merged:
             raise StateError(f"{choices(self.merged)} is merged already: base_parameters() are the merged arrays. unmerge() first.")
-        state = self.base_state()
-        for layer in self.layers.values():
-            mine = {name: weight for name, weight in weights.items() if name in layer.names()}
-            if mine:
-                arrays = layer.merged_arrays(mine)
-                folded = {id(parameter): arrays[key] for key, parameter in layer.targets().items()}
-                inside = {id(module) for _, module in layer.base.modules()}
-                for name, module, _ in walk(self.base):
-                    if id(module) in inside:
-                        state |= {f"{name}.{key}" if name else key: folded[id(p)] for key, p in own(module) if id(p) in folded}
-        return state
+        return self.base_state() | folded_arrays(self.base, self.layers, weights)
 
     def unload(self) -> Module:
         """Take all adapters out and return the base, as it was before them. Raises StateError while an adapter is merged."""
@@ -406,20 +336,9 @@ class LoraModel(Module):
         """
         mine = self._tensors(adapter)
         arrays = {name: np.asarray(array) for name, array in state.items()}
-        found = [f"missing: {name!r} {mine[name].shape}" for name in mine if name not in arrays]
-        found += [f"unexpected: {name!r} {array.shape}" for name, array in arrays.items() if name not in mine]
-        for name in mine.keys() & arrays.keys():
-            want, got = mine[name], arrays[name]
-            if got.shape != want.shape:
-                found.append(f"wrong shape: {name!r} must be {want.shape}, found {got.shape}")
-            elif got.dtype != want.dtype:
-                found.append(f"wrong dtype: {name!r} must be {want.dtype}, found {got.dtype}; convert it with astype")
-            elif not np.isfinite(got).all():
-                found.append(f"not finite: {name!r} holds NaN or infinity")
-        if found:
-            raise FormatError(faults(f"This state does not fit the adapter {adapter!r} (nothing was loaded):", sorted(found)))
-        if self.merged:
-            raise StateError(f"Cannot load into an adapter while {choices(self.merged)} is merged; unmerge() first.")
+        if found := state_faults(mine, arrays, finite=True):
+            raise FormatError(faults(f"This state does not fit the adapter {adapter!r} (nothing was loaded):", found))
+        self._no_merge("load into an adapter")
         for name, parameter in mine.items():
             parameter.assign(arrays[name])
 

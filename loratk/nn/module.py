@@ -9,6 +9,7 @@ from ..autograd import Tensor
 from ..errors import ConfigError, DtypeError, FormatError, UnknownNameError, choices, faults
 from ..kernels import Backend, get_backend
 from .parameter import Buffer, Parameter
+from .state import state_faults
 
 Self = TypeVar("Self", bound="Module")
 
@@ -142,19 +143,11 @@ class Module:
 
         Strict: each name must be there, none else, each array of the right shape and dtype.
         """
-        mine = dict(self._arrays())
-        found = [f"missing: {name!r} {mine[name].shape}" for name in mine if name not in state]
-        found += [f"unexpected: {name!r} {np.shape(state[name])}" for name in state if name not in mine]
-        for name in mine.keys() & state.keys():
-            array = np.asarray(state[name])
-            if array.shape != mine[name].shape:
-                found.append(f"wrong shape: {name!r} must be {mine[name].shape}, found {array.shape}")
-            elif array.dtype != mine[name].dtype:
-                found.append(f"wrong dtype: {name!r} must be {mine[name].dtype}, found {array.dtype}; convert it with astype")
-        if found:
-            raise FormatError(faults(f"This state does not fit the {type(self).__name__} (nothing was loaded):", sorted(found)))
+        mine, arrays = dict(self._arrays()), {name: np.asarray(array) for name, array in state.items()}
+        if found := state_faults(mine, arrays):
+            raise FormatError(faults(f"This state does not fit the {type(self).__name__} (nothing was loaded):", found))
         for name, value in mine.items():
-            value.assign(np.asarray(state[name]))
+            value.assign(arrays[name])
 
     # Its modes
 

@@ -9,6 +9,7 @@ from ..errors import ConfigError, FormatError, ShapeError, StateError, faults
 from ..kernels import Backend
 from .param_groups import Group, make_groups, number
 from .parameter import Parameter
+from .state import state_faults
 
 Schedule = Callable[[int], float]
 Parameters = Iterable[Parameter] | Iterable[Mapping[str, Any]]
@@ -131,17 +132,10 @@ class Optimizer:
         Raises FormatError, which lists every fault, and changes nothing then.
         """
         state = {name: np.asarray(array) for name, array in state.items()}
-        mine = self.state_dict()
-        found = [f"missing: {name!r} {mine[name].shape}" for name in mine.keys() - state.keys()]
-        found += [f"unexpected: {name!r} {state[name].shape}" for name in state.keys() - mine.keys()]
-        for name in mine.keys() & state.keys():
-            want, got = mine[name], state[name]
-            if (got.shape, got.dtype) != (want.shape, want.dtype):
-                found.append(f"wrong array: {name!r} must be {want.dtype} {want.shape}, found {got.dtype} {got.shape}")
-            elif name.endswith("steps") and got < 0:
-                found.append(f"wrong number: {name!r} must be at least 0, found {got}")
+        found = state_faults(self.state_dict(), state)
+        found += [f"wrong number: {n!r} must be at least 0, found {a}" for n, a in state.items() if n.endswith("steps") and np.any(a < 0)]
         if found:
-            raise FormatError(faults(f"This state does not fit the {type(self).__name__} (nothing was loaded):", sorted(found)))
+            raise FormatError(faults(f"This state does not fit the {type(self).__name__} (nothing was loaded):", found))
         self.steps = int(state["steps"])
         for place, slot in enumerate(self._slots):
             slot.steps = int(state[f"{place}.steps"])

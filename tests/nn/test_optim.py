@@ -330,8 +330,8 @@ def test_a_state_that_does_not_fit_is_refused_whole_with_every_fault():
     for fault in [
         "missing: '0.m' (2,)",
         "unexpected: '2.m' (3,)",
-        "wrong array: '1.v' must be float64 (1,), found float64 (2,)",
-        "wrong array: '1.m' must be float64 (1,), found float32 (1,)",
+        "wrong shape: '1.v' must be (1,), found (2,)",
+        "wrong dtype: '1.m' must be float64, found float32",
         "wrong number: '0.steps' must be at least 0, found -1",
     ]:
         assert fault in str(error.value)

@@ -57,7 +57,8 @@ def concat(tensors: Sequence[Any], axis: int = -1) -> Tensor:
 
 
 def _concat(K: Any, needs: tuple[bool, ...], out: Any, *arrays: Any, axis: int) -> Any:
-    place, sizes = axis % len(out.shape), [array.shape[axis] for array in arrays]
+    place = axis % len(out.shape)
+    sizes = [array.shape[place] for array in arrays]
 
     def pull(g: Any) -> list[Any]:
         cuts = [0, *np.cumsum(sizes).tolist()]
