@@ -24,7 +24,7 @@ def page() -> str:
         lines += [
             f"## {title}",
             "",
-            " ".join(family.__doc__.split("\n\n")[0].split()),
+            meaning,
             "",
             "| kernel | what it is | cpu |",
             "| --- | --- | --- |",

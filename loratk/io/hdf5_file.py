@@ -24,7 +24,7 @@ def open_tree(file: io.RawIOBase, *, write: bool = False) -> Iterator[h5py.File]
     try:
         access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
         # The oldest layout: every HDF5 reader knows it, it holds no times, and it does not change with the library's version.
-        access.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_V18)
+        access.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_V18 if write else h5py.h5f.LIBVER_LATEST)
         access.set_fileobj_driver(h5py.h5fd.fileobj_driver, file)
         name = repr(file).encode("ascii", "replace")
         tree = h5py.File(h5py.h5f.create(name, fapl=access) if write else h5py.h5f.open(name, h5py.h5f.ACC_RDONLY, fapl=access))

@@ -15,7 +15,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot be changed, and so can be hashed; its order counts in no comparison."""
+    """A dict that cannot be changed, and so can be hashed. Two are equal if their order is too: the first pattern that matches counts."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("A LoraConfig cannot be changed; make another with replace().")
@@ -23,8 +23,11 @@ class FrozenDict(dict[str, Any]):
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
 
+    def __eq__(self, other: object) -> bool:
+        return list(self.items()) == list(other.items()) if isinstance(other, FrozenDict) else dict(self) == other
+
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))
+        return hash(tuple(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenDict, (dict(self),)
@@ -86,7 +89,7 @@ class LoraConfig:
         for name in ("rank_pattern", "alpha_pattern", "options"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
-                object.__setattr__(self, name, _fixed(value))
+                object.__setattr__(self, name, _fixed(dict(sorted(value.items(), key=str)) if name == "options" else value))
         found = list(self._faults())
         if found:
             raise ConfigError(faults("This LoraConfig makes no sense:", found))

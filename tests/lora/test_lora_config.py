@@ -250,3 +250,10 @@ def test_a_block_has_its_own_name_and_its_modules():
     assert config.rank_of("attn.qkv.q", "attn.qkv") == 3
     assert config.rank_of("fc", linear=True) == 4
     assert config.rank_of("fc") == 8
+
+
+def test_the_order_of_patterns_counts_in_a_comparison_that_of_options_does_not():
+    left, right = ({"a": 2, "re:.*": 3}, {"re:.*": 3, "a": 2})
+    assert LoraConfig(rank_pattern=left) != LoraConfig(rank_pattern=right)
+    assert LoraConfig(rank_pattern=left) == LoraConfig.from_json(LoraConfig(rank_pattern=left).to_json())
+    assert hash(LoraConfig(rank_pattern=left)) == hash(LoraConfig(rank_pattern=dict(left)))
