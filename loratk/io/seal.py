@@ -158,5 +158,6 @@ class SealedFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if "_file" in vars(self):  # else it could not be opened, and Python closes what is left
+            self._file.close()
         super().close()
