@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides all random numbers: equal seeds, equal results."
 )
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default="loratk-demo", show_default=True, help="Folder for the files."
+    "--out",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    default="loratk-demo",
+    show_default=True,
+    help="Folder for the files.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda", "reference"]), default="cpu", show_default=True, help="What computes.")
 @click.option("--quiet", is_flag=True, help="Print only the table of accuracies, and errors.")
@@ -32,11 +36,12 @@ def command(rank: int, seed: int, out: Path, device: str, quiet: bool) -> None:
     """
     import time
 
-    from ..demo import Demo
+    from ..demo import Demo, make_folder
 
     start = time.perf_counter()
     say: Callable[[str], None] = (lambda text: None) if quiet else click.echo
     demo = Demo(rank=rank, seed=seed, backend=device, registry=registry(), progress=not quiet)
+    make_folder(out)
     _warn_of_compiling(device, quiet)
     train(demo, say)
     say("Right on held-out images, in %:")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..autograd import no_grad
+from ..errors import StoreError
 from ..io import find_store
 from ..lora import LoraConfig, LoraModel
 from ..nn import MLP, AdamW, CrossEntropyLoss, Module, cosine
@@ -117,7 +118,7 @@ class Demo:
 
     def save(self, folder: Path) -> tuple[Path, Path]:
         """Write the base's weights and, into one file, all adapters; return the two paths."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         base, adapters = folder / "base.h5", folder / "adapters.h5"
         find_store(base, self.registry.stores, for_writing=True).write(base, self._weights, {})
         self.model.save(adapters, metadata={"data": "UCI handwritten digits, DOI 10.24432/C50P49"})
@@ -172,6 +173,14 @@ class Demo:
 
     def _score(self, name: str) -> float:
         return score(self._run(name), self._held_out(name)[1])
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there. Raises StoreError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {str(folder)!r}: {error.strerror or error}; choose another.") from error
 
 
 def logits(model: Module, x: np.ndarray) -> np.ndarray:

@@ -179,6 +179,7 @@ class LoraConfig:
 
         The weight's names decide about its rank, as in `rank_of`.
         """
+        _check_size(d, k)
         rank = self.rank_of(name, *others, linear=linear)
         if rank > min(d, k):
             raise ConfigError(
@@ -188,6 +189,7 @@ class LoraConfig:
 
     def reduction(self, d: int, k: int) -> float:
         """The share of a (d, k) weight's numbers that a LoRA adapter does not train: 1 - rank (d + k) / (d k). May be negative."""
+        _check_size(d, k)
         return 1 - self.rank * (d + k) / (d * k)
 
     # Copies and JSON
@@ -228,6 +230,11 @@ class LoraConfig:
         unknown = [name for name in values if name not in known]
         if unknown:
             raise ConfigError(f"A LoraConfig has no field {choices(map(str, unknown))}. Its fields: {choices(known)}.")
+
+
+def _check_size(d: int, k: int) -> None:
+    if min(d, k) < 1:
+        raise ConfigError(f"A weight that can have an adapter is (d, k) with d and k of at least 1, found ({d}, {k}).")
 
 
 def _rank_faults(name: str, value: Any) -> Any:

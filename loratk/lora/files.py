@@ -40,23 +40,23 @@ def adapter_state(model: "LoraModel", adapter: str, metadata: Mapping[str, str] 
 
 
 def save(model: "LoraModel", path: str | Path, *, adapters: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> None:
-    """Write adapters (all if none are named) to one file, its format by suffix; `metadata` is kept with each of them.
+    """Write adapters (a name, names, or all if none are named) to one file, its format by suffix; `metadata` is kept with each of them.
 
     Atomic: after an error or an interruption the old file, if there was one, is still there, whole.
     """
-    names = list(model.adapters) if adapters is None else list(adapters)
+    names = list(model.adapters if adapters is None else _as_names(adapters))
     if not names:
         raise StateError("There is no adapter to save.")
     write_adapters(path, [adapter_state(model, name, metadata) for name in names], stores=model.registry.stores)
 
 
 def load(model: "LoraModel", path: str | Path, *, adapters: Sequence[str] | None = None, check_base: bool = True) -> list[str]:
-    """Add the adapters of a file (all if none are named) to a model, not active yet, and return their names.
+    """Add adapters of a file (a name, names, or all if none are named) to a model, not active yet, and return their names.
 
     Raises FormatError, listing every fault, if an adapter was made for another base (`check_base=False` takes it if its
     shapes fit) or its arrays do not fit this model; no adapter is added then.
     """
-    states = read_adapters(path, names=adapters, stores=model.registry.stores)
+    states = read_adapters(path, names=None if adapters is None else _as_names(adapters), stores=model.registry.stores)
     if not states:
         raise FormatError(f"There is no adapter in {str(path)!r}.")
     taken = [state.name for state in states if state.name in model.adapters]
@@ -70,19 +70,24 @@ def load(model: "LoraModel", path: str | Path, *, adapters: Sequence[str] | None
                 "build the base it was trained on, or pass check_base=False if you know that it fits"
             )
     added: list[str] = []
-    try:
-        for state in states if not found else ():
+    for state in states:
+        try:
             model.add_adapter(state.name, _config(state), check_rank=False)
             added.append(state.name)
             found += [f"adapter {state.name!r}: {fault}" for fault in _record_faults(model, state)]
             model.load_state(state.tensors, state.name)
-    except (ConfigError, FormatError) as error:
-        found.append(f"adapter {state.name!r}: {error}")
+        except (ConfigError, FormatError) as error:
+            found.append(f"adapter {state.name!r}: {error}")
     if found:
         for name in added:
             model.remove_adapter(name)
         raise FormatError(faults(f"The adapters in {str(path)!r} do not fit this model (none was added):", found))
     return added
+
+
+def _as_names(adapters: Sequence[str]) -> Sequence[str]:
+    """A single name as a list of it: a string is a sequence of strings too."""
+    return [adapters] if isinstance(adapters, str) else adapters
 
 
 def _config(state: AdapterState) -> LoraConfig:

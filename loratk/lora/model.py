@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError, StateError, UnknownNameError, choices, faults
+from ..errors import ConfigError, DtypeError, FormatError, StateError, UnknownNameError, choices, faults
 from ..nn import MLP, Buffer, Module, Parameter, Sequential
 from ..nn.containers import interleave
 from ..nn.state import state_faults
@@ -33,6 +33,8 @@ class LoraModel(Module):
     """
 
     def __init__(self, base: Module, *, registry: Registry | None = None) -> None:
+        if not isinstance(base, Module):
+            raise DtypeError(f"Adapters go into a loratk.nn.Module, found {type(base).__name__}.")
         if any(layer for _, _, layer in walk(base)):
             raise StateError(
                 "This module has adapters in it already; add to its LoraModel with add_adapter(), or take them out with unload()."
@@ -123,6 +125,10 @@ class LoraModel(Module):
     def add_adapter(self, name: str, config: LoraConfig, *, check_rank: bool = True) -> None:
         """Add an adapter, which starts without effect and is not active yet. Raises ConfigError with every fault; all or nothing."""
         check_adapter_name(name)
+        if not isinstance(config, LoraConfig):
+            raise DtypeError(
+                f"The config of an adapter must be a LoraConfig, found {config!r}; LoraConfig.from_dict() makes one of a dict."
+            )
         if name in self._configs:
             raise StateError(f"There is an adapter {name!r} already; remove_adapter() it first, or choose another name.")
         self._no_merge("add an adapter")
@@ -343,11 +349,11 @@ class LoraModel(Module):
             parameter.assign(arrays[name])
 
     def save(self, path: str | Path, *, adapters: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> None:
-        """Write adapters (all if none are named) to one file; see `loratk.lora.files.save`."""
+        """Write adapters (a name, names, or all) to one file; see `loratk.lora.files.save`."""
         files.save(self, path, adapters=adapters, metadata=metadata)
 
     def load(self, path: str | Path, *, adapters: Sequence[str] | None = None, check_base: bool = True) -> list[str]:
-        """Add the adapters of a file (all if none are named), not active yet; see `loratk.lora.files.load`."""
+        """Add adapters of a file (a name, names, or all), not active yet; see `loratk.lora.files.load`."""
         return files.load(self, path, adapters=adapters, check_base=check_base)
 
     @classmethod

@@ -45,8 +45,8 @@ class History:
 
     def best(self, monitor: str = "val_loss", *, mode: str | None = None) -> Record:
         """The record of the epoch that was best by `monitor`, the first of equals. `mode` as for EarlyStopping."""
-        sign = direction(monitor, mode)
-        known = [(value, record) for value, record in zip(self[monitor], self.epochs, strict=True) if not math.isnan(value)]
+        values, sign = self[monitor], direction(monitor, mode)
+        known = [(value, record) for value, record in zip(values, self.epochs, strict=True) if not math.isnan(value)]
         if not known:
             raise StateError(f"No epoch has a value of {monitor!r}: all are NaN.")
         return max(known, key=lambda pair: sign * pair[0])[1]

@@ -151,6 +151,14 @@ def test_a_device_that_is_not_there_is_one_line(run, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_any_training(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    got = run("demo", "--out", tmp_path / "file" / "out")
+    assert got.exit_code == 1
+    assert got.stderr.splitlines()[-1].startswith("Error: cannot make the folder")
+    assert got.stdout == ""
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Makes the demonstration small enough to train several times."""

@@ -168,3 +168,25 @@ def test_a_cut_or_flipped_file_never_gives_a_wrong_adapter(model, tmp_path, suff
             with pytest.raises(LoratkError):
                 other.load(broken)
             assert other.adapters == {}
+
+
+def test_faults_of_the_base_and_of_all_adapters_are_listed_together(model, path):
+    model.save(path)
+    other = LoraModel(MLP([12, 9, 8], rng=1))
+    with pytest.raises(FormatError) as error:
+        other.load(path)
+    text = str(error.value)
+    assert text.count("was made for another base") == 2
+    assert "adapter 'task-a': '0': the file says shape = [12, 10]" in text
+    assert "adapter 'task-b': '0': the file says shape = [12, 10]" in text
+    assert other.adapters == {}
+    assert other.layers == {}
+
+
+def test_a_single_name_is_a_name(model, path):
+    model.save(path, adapters="task-b")
+    assert LoraModel(base()).load(path) == ["task-b"]
+    model.save(path)
+    assert LoraModel(base()).load(path, adapters="task-a") == ["task-a"]
+    with pytest.raises(UnknownNameError, match="'task'"):
+        model.save(path, adapters="task")

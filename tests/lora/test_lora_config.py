@@ -257,3 +257,10 @@ def test_the_order_of_patterns_counts_in_a_comparison_that_of_options_does_not()
     assert LoraConfig(rank_pattern=left) != LoraConfig(rank_pattern=right)
     assert LoraConfig(rank_pattern=left) == LoraConfig.from_json(LoraConfig(rank_pattern=left).to_json())
     assert hash(LoraConfig(rank_pattern=left)) == hash(LoraConfig(rank_pattern=dict(left)))
+
+
+@pytest.mark.parametrize(("d", "k"), [(0, 3), (3, 0), (-1, 3)])
+def test_a_weight_without_numbers_is_refused(d, k):
+    for ask in (LoraConfig().reduction, LoraConfig().validate):
+        with pytest.raises(ConfigError, match=rf"found \({d}, {k}\)"):
+            ask(d, k)

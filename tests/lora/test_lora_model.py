@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loratk import LoraConfig, LoraModel, Tensor
-from loratk.errors import ConfigError, StateError, UnknownNameError
+from loratk.errors import ConfigError, DtypeError, StateError, UnknownNameError
 from loratk.lora import LoraLayer
 from loratk.lora.methods import Lora
 from loratk.nn import (
@@ -548,3 +548,10 @@ def test_gradients_reach_the_input(model, x):
     step[1, 2] = 1e-2
     want = (model(x + step).numpy().sum(dtype=float) - model(x - step).numpy().sum(dtype=float)) / 2e-2
     assert given.grad[1, 2] == pytest.approx(want, rel=1e-2, abs=1e-3)
+
+
+def test_what_is_no_module_and_what_is_no_config():
+    with pytest.raises(DtypeError, match="found int"):
+        LoraModel.adapt(3, LoraConfig())
+    with pytest.raises(DtypeError, match="from_dict"):
+        LoraModel.adapt(MLP([4, 3], rng=0), {"rank": 2})

@@ -45,6 +45,8 @@ def test_best():
     history = History(epochs=[{"epoch": e, "val_loss": v, "score": v} for e, v in enumerate((0.5, math.nan, 0.3, 0.3, 0.9), 1)])
     assert history.best()["epoch"] == 3
     assert history.best("score", mode="max")["epoch"] == 5
+    with pytest.raises(UnknownNameError, match="no 'nope'"):
+        history.best("nope")
     with pytest.raises(StateError, match="all are NaN"):
         History(epochs=[{"val_loss": math.nan}]).best()
 
