@@ -3,6 +3,8 @@
 import importlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -122,7 +124,24 @@ def _collect(manager: pluggy.PluginManager, hook: str, kind: str, key: str, owne
     return dict(sorted(found.items(), key=lambda pair: getattr(pair[0], "__qualname__", pair[0])))
 
 
-@cache
+_chosen: ContextVar[Registry | None] = ContextVar("registry", default=None)
+
+
+@contextmanager
+def use_registry(registry: Registry) -> Iterator[Registry]:
+    """Make a registry the default one inside a `with` block; only in the thread that enters it."""
+    token = _chosen.set(registry)
+    try:
+        yield registry
+    finally:
+        _chosen.reset(token)
+
+
 def default_registry() -> Registry:
-    """The registry of the built-ins and everything installed, built once."""
+    """The registry that `use_registry` chose, else that of the built-ins and everything installed, which is built once."""
+    return _chosen.get() or _installed_registry()
+
+
+@cache
+def _installed_registry() -> Registry:
     return build_registry()

@@ -14,14 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
-from loratk import LayerType, Method, build_registry, hookimpl, hookspecs
+from loratk import LayerType, LoraConfig, Method, build_registry, hookimpl, hookspecs
+from loratk.cli import main
 from loratk.errors import PluginError, UnknownNameError
 from loratk.io import StoreBase
 from loratk.lora.layer_types import LinearType
 from loratk.lora.methods import Call, Lora
 from loratk.nn import Linear, Sequential
-from loratk.plugins import BUILTIN, HOOKS, default_registry
+from loratk.plugins import BUILTIN, HOOKS, default_registry, use_registry
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -140,21 +142,44 @@ def test_a_hook_that_returns_something_else(items, said):
     assert re.search(r"register_methods\(\) of the plugin 'mine' " + said.replace("()", r"\(\)"), got)
 
 
+def install_broken(folder, monkeypatch, source):
+    (folder / "broken_plugin.py").write_text(source, encoding="utf-8")
+    info = folder / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[loratk]\nbroken = broken_plugin\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [("import no_such_module_at_all", "ModuleNotFoundError: No module named"), ("1 / 0", "ZeroDivisionError"), ("(", "SyntaxError")],
 )
 def test_a_plugin_that_cannot_be_imported(source, said, tmp_path, monkeypatch):
-    (tmp_path / "broken_plugin.py").write_text(source, encoding="utf-8")
-    info = tmp_path / "broken-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[loratk]\nbroken = broken_plugin\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    install_broken(tmp_path, monkeypatch, source)
     assert "broken" in {point.name for point in importlib.metadata.entry_points(group="loratk")}
     with pytest.raises(PluginError, match=r"The plugin 'broken' \(broken_plugin\) could not be imported: " + said):
         build_registry()
     assert build_registry(without=["broken"]).methods
+
+
+def test_a_broken_plugin_that_is_left_out_stands_in_nothings_way(tmp_path, monkeypatch):
+    install_broken(tmp_path, monkeypatch, "1 / 0")
+    monkeypatch.setattr("loratk.plugins._installed_registry", build_registry)  # as in a new process
+    with pytest.raises(PluginError):
+        LoraConfig()
+    with use_registry(build_registry(without=["broken"])):
+        assert LoraConfig().method == "lora"
+
+    def cli(*arguments):
+        return CliRunner().invoke(main, arguments)
+
+    assert "broken: The plugin 'broken'" in cli("info").stdout
+    assert "broken" not in cli("--without", "broken", "info").stdout
+    got = cli("--without", "broken", "demo", "--rank", "11", "--out", str(tmp_path / "out"))
+    assert got.stderr.startswith("Error: Rank 11")  # so the config was made
+    with pytest.raises(PluginError):
+        default_registry()
 
 
 # The page

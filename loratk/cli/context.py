@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def registry() -> "Registry":
-    """The registry without the plugins that `--without` names."""
-    from ..plugins import build_registry, default_registry
+    """The registry without the plugins that `--without` names, and the default one until the command ends."""
+    from ..plugins import build_registry, default_registry, use_registry
 
-    without = click.get_current_context().obj
-    return build_registry(without) if without else default_registry()
+    context = click.get_current_context().find_root()
+    return context.with_resource(use_registry(build_registry(context.obj))) if context.obj else default_registry()

@@ -59,8 +59,18 @@ def gather() -> dict[str, Any]:
         "pool": "Python threads around compiled loops (LORATK_NUM_THREADS sets how many)",
         "backends": {name: _backend(name) for name in BACKENDS},
         "cache": _cache(),
-        "plugins": sorted(set(registry().owners.values())),
+        "plugins": _plugins(),
     }
+
+
+def _plugins() -> list[str]:
+    """Their names; if one is broken, which, as that is what a report may be about."""
+    from ..errors import PluginError
+
+    try:
+        return sorted(set(registry().owners.values()))
+    except PluginError as error:
+        return [f"broken: {error}"]
 
 
 def _version(package: str) -> str | None:
