@@ -1,5 +1,7 @@
 """Adapters learn: gradients through whole models, and real training with any optimiser."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -134,3 +136,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(task):
         (ops.mse(model(x[part]), y[part]) * 0.5).backward()
     for p, grad in zip(model.trainable(), want, strict=True):
         np.testing.assert_allclose(p.grad, grad, rtol=1e-4, atol=1e-7)
+
+
+def test_models_that_train_in_several_threads_at_once_end_with_the_bits_of_training_alone():
+    def trained(seed):
+        rng = np.random.default_rng(seed)
+        x, y = (rng.standard_normal((256, 128)).astype(np.float32) for _ in range(2))
+        model = LoraModel.adapt(MLP([128, 256, 128], rng=1), LoraConfig(4, dropout=0.1, seed=seed))
+        train(model, x, y, AdamW(model.trainable(), lr=1e-2), 10)
+        return b"".join(array.tobytes() for array in model.state().values())
+
+    want = [trained(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(trained, range(3))) == want
