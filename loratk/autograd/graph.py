@@ -47,11 +47,12 @@ def record(
     op: str, K: Backend, operands: Sequence[Any], needs: Sequence[bool], out: Any, args: Sequence[Any], options: dict[str, Any]
 ) -> Node:
     """The node of an op that has just been run. `needs` says of each operand whether it is a tensor that needs a gradient."""
-    node = Node(
-        op,
-        [operand._node or operand if need else None for operand, need in zip(operands, needs, strict=True)],
-        [arg.shape if need else None for arg, need in zip(args, needs, strict=True)],
-    )
+    sources: list[Any] = []
+    shapes: list[Any] = []
+    for i, need in enumerate(needs):
+        sources.append((operands[i]._node or operands[i]) if need else None)
+        shapes.append(args[i].shape if need else None)
+    node = Node(op, sources, shapes)
     joint = JOINT_VJPS.get(op)
     if joint is not None:
         node.joint = joint(K, tuple(needs), out, *args, **options)
@@ -61,10 +62,13 @@ def record(
         raise GraphError(f"The op {op!r} has no derivative, and an argument of it needs a gradient. Write one with defvjp({op!r}, ...).")
     pullbacks: list[Pullback | None] = []
     for i, need in enumerate(needs):
-        maker = makers[i] if i < len(makers) else makers[-1]
-        if need and maker is None:
-            raise GraphError(f"{_underived(op, i)}; detach() it first.")
-        pullbacks.append(maker(K, out, *args, **options) if need and maker is not None else None)
+        if need:
+            maker = makers[i] if i < len(makers) else makers[-1]
+            if maker is None:
+                raise GraphError(f"{_underived(op, i)}; detach() it first.")
+            pullbacks.append(maker(K, out, *args, **options))
+        else:
+            pullbacks.append(None)
     node.pullbacks = pullbacks
     return node
 

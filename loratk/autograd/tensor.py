@@ -13,6 +13,7 @@ from .modes import modes
 from .vjps import VJPS
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+CONSTANTS = (np.ndarray, np.generic, int, float, list, tuple)  # what becomes an array where it stands beside a tensor
 
 
 class Tensor:
@@ -201,7 +202,7 @@ class Tensor:
                 raise ShapeError(
                     f"backward() without a gradient needs a single number, found shape {self.shape}; take a sum or mean, or pass one."
                 )
-            gradient = np.ones(self.shape, self.dtype)
+            gradient = Tensor(self.backend.asarray(np.ones(self.shape, self.dtype)), backend=self.backend)
         if isinstance(gradient, (int, float)):
             gradient = np.asarray(gradient, self.dtype)
         if not isinstance(gradient, Tensor):  # copied, as it may become the grad of a leaf
@@ -228,18 +229,29 @@ def apply(op: str, *operands: Any, **options: Any) -> Tensor:
     """
     K: Backend | None = None
     dtype: np.dtype[Any] | None = None
+    alike, args, needs = True, [], []  # alike: all tensors have one dtype, and nothing beside them must become an array
     for operand in operands:
         if isinstance(operand, Tensor):
             if K is not operand.backend:
                 if K is not None:
                     raise BackendError(f"{op} got tensors of two backends, {K.name!r} and {operand.backend.name!r}; move one with to().")
                 K = operand.backend
-            found = operand.data.dtype
-            if found.kind != "b" and (dtype is None or dtype.kind != "f"):
-                dtype = found
+            array = operand.data
+            found = array.dtype
+            if found is not dtype:
+                alike = alike and dtype is None
+                if found.kind != "b" and (dtype is None or dtype.kind != "f"):
+                    dtype = found
+            args.append(array)
+            needs.append(operand.requires_grad)
+        else:
+            alike = alike and (operand is None or not isinstance(operand, CONSTANTS))
+            args.append(operand)
+            needs.append(False)
     if K is None:
         raise DtypeError(f"{op} needs at least one Tensor, found {', '.join(type(operand).__name__ for operand in operands)}.")
-    args = [_array(op, i, operand, K, dtype) for i, operand in enumerate(operands)]
+    if not alike:
+        args = [_array(op, i, operand, K, dtype) for i, operand in enumerate(operands)]
     try:
         out = getattr(K, op)(*args, **options)
     except (ValueError, IndexError) as error:
@@ -251,19 +263,10 @@ def apply(op: str, *operands: Any, **options: Any) -> Tensor:
     value = out[0] if isinstance(out, tuple) else out
     if modes.anomaly:
         check_finite(K, value, f"The result of op {op!r}")
-    result = _result(value, K)
-    if modes.recording:
-        needs = [isinstance(operand, Tensor) and operand.requires_grad for operand in operands]
-        if True in needs:
-            result._node = record(op, K, operands, needs, out, args, options)
-            result.requires_grad = True
-    return result
-
-
-def _result(value: Any, K: Backend) -> Tensor:
-    """A tensor of a kernel's result, which needs none of the checks of the constructor."""
-    result = Tensor.__new__(Tensor)
-    result.data, result.backend, result.requires_grad, result.grad, result._node = value, K, False, None, None
+    trains = True in needs and modes.recording
+    result = Tensor.__new__(Tensor)  # a kernel's result needs none of the checks of the constructor
+    result.data, result.backend, result.requires_grad, result.grad = value, K, trains, None
+    result._node = record(op, K, operands, needs, out, args, options) if trains else None
     return result
 
 

@@ -35,6 +35,11 @@ class LayerAdapter(Module):
         """The adapters by block; '' is the only block of a layer that has one."""
         return {"" if name == "matrix" else name: child for name, child in self.children() if isinstance(child, LoraAdapter)}
 
+    def block(self, name: str) -> LoraAdapter | None:
+        """The adapter of one block, or None."""
+        found = vars(self).get(name or "matrix")
+        return found if isinstance(found, LoraAdapter) else None
+
     def tensors(self) -> dict[str, Parameter]:
         """All parameters, by name relative to the layer: `lora_A`, `q.lora_A`, `bias`."""
         found = {".".join(p for p in (block, key) if p): value for block, a in self.blocks().items() for key, value in a.tensors().items()}
@@ -67,11 +72,9 @@ class LoraLayer(Module):
 
     def adapter(self, name: str) -> LayerAdapter:
         """The adapter of that name. Raises UnknownNameError."""
-        known = dict(self.adapters.children())
-        if name not in known:
-            raise UnknownNameError(f"There is no adapter {name!r} on {self.name or 'this layer'}. Adapters: {choices(known)}.")
-        found = known[name]
-        assert isinstance(found, LayerAdapter)
+        found = vars(self.adapters).get(name)
+        if not isinstance(found, LayerAdapter):
+            raise UnknownNameError(f"There is no adapter {name!r} on {self.name or 'this layer'}. Adapters: {choices(self.names())}.")
         return found
 
     def names(self) -> list[str]:
@@ -140,19 +143,20 @@ class LoraLayer(Module):
         active = [(self.adapter(name), weight) for name, weight in self.active.items()]
         if self.layer_type is None:
             return self._with_bias(self.base(x), None, active)
-        x = self.base.input(x)
-        y = self._fused(x, active)
-        return self._with_bias(self._generic(x, active) if y is None else y, self.base_bias(), active)
+        x, bias = self.base.input(x), self.base_bias()
+        y = self._fused(x, bias, active)
+        return self._with_bias(self._generic(x, active), bias, active) if y is None else self._with_bias(y, None, active)
 
-    def _fused(self, x: Tensor, active: list[tuple[LayerAdapter, float]]) -> Tensor | None:
+    def _fused(self, x: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor | None:
         assert self.layer_type is not None
         if not self.use_fused or len(active) > 1 or not self.layer_type.weight(self.base).frozen:
             return None
-        adapter, weight = active[0][0].blocks().get(""), active[0][1]
-        fused = adapter and self.layer_type.fused.get(adapter.method.name)
-        if not fused or adapter is None:
+        layer_adapter, weight = active[0]
+        adapter = layer_adapter.block("")
+        fused = None if adapter is None else self.layer_type.fused.get(adapter.method.name)
+        if fused is None or adapter is None:
             return None
-        return fused(self.base, x, adapter, adapter.scaling * weight, adapter.mask(x))
+        return fused(self.base, x, adapter, adapter.scaling * weight, adapter.mask(x), bias)
 
     def _generic(self, x: Tensor, active: list[tuple[LayerAdapter, float]]) -> Tensor:
         layer_type, base = self.layer_type, self.base
@@ -165,7 +169,7 @@ class LoraLayer(Module):
             cut = partial(_columns, start=start, stop=stop) if len(ranges) > 1 else _all_columns
             piece = total = cut(product)
             for layer_adapter, weight in active:
-                adapter = layer_adapter.blocks().get(block)
+                adapter = layer_adapter.block(block)
                 if adapter is not None:
                     update = adapter.update(
                         x,

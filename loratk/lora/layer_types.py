@@ -22,7 +22,7 @@ class LayerType(Generic[M]):
     linear: ClassVar[bool] = False
     """Whether the target pattern `all-linear` means it."""
     fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {}
-    """By method name a faster way of the whole product, `(module, x, adapter, scaling, mask) -> Tensor`; see `LinearType`."""
+    """By method name a faster way of product, update and bias: `(module, x, adapter, scaling, mask, bias) -> Tensor`; see `LinearType`."""
 
     def apply(self, module: M, x: Any, m: Any) -> Tensor:
         """The module's operation with a matrix in its weight's place, without bias.
@@ -64,11 +64,14 @@ class LayerType(Generic[M]):
         return weight.handle() if weight.frozen else weight if weight.ndim == 2 else weight.reshape(*self.shape(module))
 
 
-def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: Any) -> Tensor:
-    rows = x if x.ndim == 2 else x.reshape(x.size // x.shape[-1] if x.shape[-1] else 0, x.shape[-1])
+def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
+    w, a, b = module.weight.handle(), adapter.lora_A, adapter.lora_B
+    if x.ndim == 2:
+        return ops.lora_linear(x, w, a, b, mask, bias, scaling=scaling)
+    rows = x.reshape(x.size // x.shape[-1] if x.shape[-1] else 0, x.shape[-1])
     flat = None if mask is None else mask.reshape(rows.shape)
-    y = ops.lora_linear(rows, module.weight.handle(), adapter.lora_A, adapter.lora_B, flat, scaling=scaling)
-    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[1])
+    y = ops.lora_linear(rows, w, a, b, flat, bias, scaling=scaling)
+    return y.reshape(*x.shape[:-1], y.shape[1])
 
 
 class LinearType(LayerType[Linear]):

@@ -1,5 +1,6 @@
 """Arrays that belong to a module: parameters, which train or are frozen, and buffers, which never train."""
 
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,24 +30,14 @@ class Parameter(Tensor):
 
     # The array, and whether it may change
 
-    @property
-    def data(self) -> Any:
-        """The backend's array."""
-        return self._data
-
-    @data.setter
-    def data(self, array: Any) -> None:
+    def _set_data(self, array: Any) -> None:
         if self.frozen and isinstance(array, np.ndarray):
             array = array.view()  # becomes read-only; the array of whoever handed it in stays as it is
         self._take(array)
 
-    @property
-    def requires_grad(self) -> bool:
-        """Whether it takes a gradient. Setting it is the same as `freeze` and `unfreeze`."""
-        return self._trains
+    data = property(attrgetter("_data"), _set_data, doc="The backend's array.")  # read in every op: attrgetter runs no Python code
 
-    @requires_grad.setter
-    def requires_grad(self, trains: bool) -> None:
+    def _set_requires_grad(self, trains: bool) -> None:
         if trains:
             self._check_trains()
             self._handle = None
@@ -54,6 +45,10 @@ class Parameter(Tensor):
             self.grad = None
         self._trains = trains
         self._guard()
+
+    requires_grad = property(
+        attrgetter("_trains"), _set_requires_grad, doc="Whether it takes a gradient. Setting it is the same as `freeze` and `unfreeze`."
+    )
 
     @property
     def frozen(self) -> bool:

@@ -385,13 +385,20 @@ def _lora(rng: np.random.Generator, dtype: Any, rows: int) -> list[tuple[np.ndar
 @examples("lora_linear")
 def _lora_linear(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     sets = _lora(rng, dtype, rows)
-    return [((x, Frozen(w), a, b, *extra), {"scaling": 0.5}) for x, w, a, b, mask in sets for extra in ((), (mask,))]
+    biases = [draw(rng, dtype, w.shape[1]) for _, w, *_ in sets]
+    return [
+        ((x, Frozen(w), a, b, *extra), {"scaling": 0.5})
+        for (x, w, a, b, mask), bias in zip(sets, biases, strict=True)
+        for extra in ((), (mask,), (None, bias), (mask, bias))
+    ]
 
 
 @examples("lora_linear_grad")
 def _lora_linear_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     made: list[Example] = []
     for (x, w, a, b, *extra), kwargs in _lora_linear(rng, dtype, rows):
+        if len(extra) > 1:
+            continue  # the bias plays no part
         g, xa = draw(rng, dtype, rows, 18), (x * extra[0] if extra else x) @ a
         made += [((g, x, xa, w, a, b, *extra), {**kwargs, "need_x": need}) for need in (True, False)]
     return made

@@ -91,13 +91,15 @@ def check_example(backend: Backend | str, name: str, make: Callable[[], Example]
 def _describe(arg: Any) -> str:
     if isinstance(arg, Frozen):
         return f"Frozen({_describe(arg.array)})"
+    if arg is None:
+        return "None"
     return f"{arg.dtype}{list(arg.shape)} strides {list(arg.strides)}"
 
 
 def _results(backend: Backend, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[np.ndarray | None]:
     """What the kernel gives, as NumPy arrays: its results, or, of an optimiser update, the arguments it changes."""
-    given = [backend.freeze_weight(backend.asarray(arg.array)) if isinstance(arg, Frozen) else backend.asarray(arg) for arg in args]
-    before = [None if isinstance(arg, Frozen) else np.array(arg) for arg in args]
+    given = [_given(backend, arg) for arg in args]
+    before = [None if arg is None or isinstance(arg, Frozen) else np.array(arg) for arg in args]
     result = backend.kernels[name](*given, **kwargs)
     changed = IN_PLACE.get(name, ())
     for i, (arg, old) in enumerate(zip(given, before, strict=True)):
@@ -108,6 +110,12 @@ def _results(backend: Backend, name: str, args: tuple[Any, ...], kwargs: dict[st
         return [backend.numpy(given[i]) for i in changed if i < len(given)]
     results = result if isinstance(result, tuple) else (result,)
     return [_as_numpy(backend, each) for each in results]
+
+
+def _given(backend: Backend, arg: Any) -> Any:
+    if arg is None:
+        return None
+    return backend.freeze_weight(backend.asarray(arg.array)) if isinstance(arg, Frozen) else backend.asarray(arg)
 
 
 def _as_numpy(backend: Backend, result: Any) -> np.ndarray | None:
@@ -144,11 +152,13 @@ def _allowed(name: str, make: Callable[[], Example]) -> list[Any]:
 
 def _precision(args: tuple[Any, ...]) -> tuple[float, float]:
     arrays = (arg.array if isinstance(arg, Frozen) else arg for arg in args)
-    info = np.finfo(next(array.dtype for array in arrays if array.dtype.kind == "f"))
+    info = np.finfo(next(array.dtype for array in arrays if array is not None and array.dtype.kind == "f"))
     return float(info.eps), float(info.tiny)
 
 
 def _map(function: Callable[[np.ndarray], np.ndarray], arg: Any) -> Any:
+    if arg is None:
+        return None
     return Frozen(function(arg.array)) if isinstance(arg, Frozen) else function(arg)
 
 

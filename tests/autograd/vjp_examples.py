@@ -118,6 +118,7 @@ EXAMPLES = {
         ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5)), {"scaling": 0.5}),
         ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5), mask(3, 4) / 0.6), {"scaling": 2.0}, [0, 2, 3]),
         ((real(0, 4), frozen(4, 1), real(4, 1), real(1, 1)), {"scaling": 1.0}),
+        ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5), mask(3, 4) / 0.6, real(5)), {"scaling": 0.5}, [0, 2, 3, 5]),
     ],
     "matmul": [
         ((real(*a), real(*b)), {})

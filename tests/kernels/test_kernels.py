@@ -77,6 +77,7 @@ def results(name, threads):
     with pytest.MonkeyPatch.context() as patch, runtime.num_threads(threads), np.errstate(all="ignore"):
         patch.setattr(runtime._pool, "run", spy)
         patch.setattr("loratk.kernels.cpu.gemm.ALONE", 1 << 16)  # so that these products too are shared out
+        patch.setattr("loratk.kernels.cpu.thin.GRAIN", 1 << 16)
         for args, kwargs in made:
             given = [CPU.freeze_weight(arg.array) if isinstance(arg, Frozen) else arg for arg in args]
             result = CPU.kernels[name](*given, **kwargs)

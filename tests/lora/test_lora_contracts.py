@@ -79,11 +79,11 @@ class Gaps(LinearType):
 
 
 class WrongFused(LinearType):
-    fused: ClassVar = {"lora": lambda module, x, adapter, scaling, mask: LinearType.fused["lora"](module, x, adapter, 2 * scaling, mask)}
+    fused: ClassVar = {"lora": lambda m, x, adapter, scaling, mask, bias: LinearType.fused["lora"](m, x, adapter, 2 * scaling, mask, bias)}
 
 
 class FusedWithoutDropout(LinearType):
-    fused: ClassVar = {"lora": lambda module, x, adapter, scaling, mask: LinearType.fused["lora"](module, x, adapter, scaling, None)}
+    fused: ClassVar = {"lora": lambda m, x, adapter, scaling, mask, bias: LinearType.fused["lora"](m, x, adapter, scaling, None, bias)}
 
 
 @pytest.mark.parametrize(

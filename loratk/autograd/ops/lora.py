@@ -7,25 +7,28 @@ from ..tensor import Tensor, apply
 from ..vjps import defvjp_joint
 
 
-def lora_linear(x: Tensor, w: Any, a: Any, b: Any, mask: Any = None, *, scaling: float) -> Tensor:
-    """x W + scaling (x' A) B, x' = x or x * mask: (n, d), a frozen weight's handle (d, k), (d, r), (r, k) -> (n, k).
+def lora_linear(x: Tensor, w: Any, a: Any, b: Any, mask: Any = None, bias: Any = None, *, scaling: float) -> Tensor:
+    """x W + bias + scaling (x' A) B, x' = x or x * mask: (n, d), a frozen weight's handle (d, k), (d, r), (r, k) -> (n, k).
 
-    Hu et al. 2021, eq. 3. `mask` (n, d) carries the adapter's dropout, kept entries divided by the keep probability.
+    Hu et al. 2021, eq. 3. `mask` (n, d) carries the adapter's dropout, kept entries divided by the keep probability;
+    `bias` is (k,).
     """
-    shapes = [tuple(array.shape) for array in (x, w, a, b)]
-    if any(len(shape) != 2 for shape in shapes) or not (x.shape[1] == w.shape[0] == a.shape[0] and (a.shape[1], w.shape[1]) == shapes[3]):
-        raise ShapeError("lora_linear needs x (n, d), W (d, k), A (d, r) and B (r, k), found {}, {}, {} and {}.".format(*shapes))
-    if mask is not None and tuple(mask.shape) != shapes[0]:
-        raise ShapeError(f"lora_linear needs a mask of x's shape {shapes[0]}, found {tuple(mask.shape)}.")
-    return apply("lora_linear", x, w, a, b, mask, scaling=scaling)
+    of_x, of_w, of_a, of_b = x.shape, tuple(w.shape), a.shape, b.shape
+    if not (len(of_x) == len(of_w) == len(of_a) == 2 and of_x[1] == of_w[0] == of_a[0] and of_b == (of_a[1], of_w[1])):
+        raise ShapeError(f"lora_linear needs x (n, d), W (d, k), A (d, r) and B (r, k), found {of_x}, {of_w}, {of_a} and {of_b}.")
+    if mask is not None and tuple(mask.shape) != of_x:
+        raise ShapeError(f"lora_linear needs a mask of x's shape {of_x}, found {tuple(mask.shape)}.")
+    if bias is not None and tuple(bias.shape) != of_w[1:]:
+        raise ShapeError(f"lora_linear needs a bias of shape {of_w[1:]}, as W is {of_w}, found {tuple(bias.shape)}.")
+    return apply("lora_linear", x, w, a, b, mask, bias, scaling=scaling)
 
 
-def _lora_linear(K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: Any, b: Any, mask: Any, scaling: float) -> Any:
+def _lora_linear(K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: Any, b: Any, mask: Any, bias: Any, scaling: float) -> Any:
     xa = out[1]
 
     def pull(g: Any) -> tuple[Any, ...]:
         dx, da, db = K.lora_linear_grad(g, x, xa, w, a, b, mask, scaling=scaling, need_x=needs[0])
-        return dx, None, da if needs[2] else None, db if needs[3] else None, None
+        return dx, None, da if needs[2] else None, db if needs[3] else None, None, g if needs[5] else None
 
     return pull
 

@@ -43,7 +43,16 @@ def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, labe
         raise DtypeError(f"cross_entropy needs integer labels, found dtype {numbers.dtype}.")
     if numbers.shape != logits.shape[:-1] or logits.ndim < 2:
         raise ShapeError(f"cross_entropy needs logits (..., k) and labels (...,), found {logits.shape} and {numbers.shape}.")
-    classes, kept = logits.shape[-1], numbers != ignore_index
+    classes, numbers = logits.shape[-1], np.array(numbers, np.int64, order="C")
+    all_count = numbers.size and not 0 <= ignore_index < classes and numbers.view(np.uint64).max() < classes  # negative: huge
+    if not all_count:
+        _check_labels(numbers, classes, ignore_index)
+    rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
+    return apply("cross_entropy", rows, numbers.reshape(-1), ignore_index=int(ignore_index), smoothing=smoothing)
+
+
+def _check_labels(numbers: Any, classes: int, ignore_index: int) -> None:
+    kept = numbers != ignore_index
     bad = kept & ((numbers < 0) | (numbers >= classes))
     if bad.any():
         raise ShapeError(
@@ -51,8 +60,6 @@ def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, labe
         )
     if not kept.any():
         raise ShapeError(f"cross_entropy has no row to average over: all {numbers.size} labels are ignored.")
-    rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
-    return apply("cross_entropy", rows, numbers.reshape(-1).astype(np.int64), ignore_index=int(ignore_index), smoothing=smoothing)
 
 
 def _cross_entropy(K: Any, out: Any, logits: Any, labels: Any, ignore_index: int, smoothing: float) -> Any:

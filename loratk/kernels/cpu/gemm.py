@@ -1,9 +1,9 @@
 """Matrix products: blocks packed for the register tile, rows or columns shared out over the threads.
 
-C = A B goes as in Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication". B is packed as
-[block of DEPTH rows][panel of NR columns][row][NR], zero-padded at the edge; a frozen weight is packed once. A thread
-takes a range of rows of C (of columns, where rows are few) and goes through B block by block, with its rows of A packed
-as [panel of MR rows][DEPTH][MR]. An entry of C is summed over the depth in one order, however the work is shared out.
+C = A B goes as in Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication". B is packed block by
+block, a frozen weight once for all. A thread takes a range of rows of C (of columns, where rows are few) and goes through
+B block by block with its rows of A packed beside it. An entry of C is summed over the depth in one order, however the
+work is shared out. Low-rank terms and the bias are added while the rows of C are still in the cache.
 """
 
 import math
@@ -11,105 +11,78 @@ import math
 import numpy as np
 
 from .. import runtime
+from .pack import DEPTH, line, pack, pack_a, pack_b
+from .thin import THIN, across, dots
 from .tile import MR, columns, tile
 
-__all__ = ["freeze_weight", "frozen_matmul", "frozen_matmul_t", "matmul"]
+__all__ = ["matmul"]
 
-DEPTH = 512  # rows of B in a block
 ROWS = 8 * MR  # rows of A packed at a time: with DEPTH, what stays in the level-2 cache
 SMALL = 1 << 14  # multiplications below which packing costs more than it gains
 ALONE = 1 << 22  # multiplications a thread must get for its waking to pay
 FEW_ROWS = 256  # rows up to which columns are shared out instead
 
 
-@runtime.jit
-def _pack_b(start, stop, b, s0, s1, out, d, k, nr, depth):
-    """Columns of B, read at b[p * s0 + j * s1], as panels of nr columns in blocks of `depth` rows; panels start to stop."""
-    panels = (k + nr - 1) // nr
-    for p0 in range(0, d, depth):
-        kk = min(depth, d - p0)
-        for j in range(start, stop):
-            at = p0 * panels * nr + j * kk * nr
-            wide = min(nr, k - j * nr)
-            panel = out[at : at + kk * nr].reshape(kk, nr)
-            if s1 == 1:
-                for p in range(kk):
-                    source = b[(p0 + p) * s0 + j * nr : (p0 + p) * s0 + j * nr + wide]
-                    for q in range(wide):
-                        panel[p, q] = source[q]
-            else:
-                for q in range(wide):
-                    first = p0 * s0 + (j * nr + q) * s1
-                    for p in range(kk):
-                        panel[p, q] = b[first + p * s0]
-            for p in range(kk):
-                for q in range(wide, nr):
-                    panel[p, q] = 0
-
-
 @runtime.jit(inline=True)
-def _pack_a(a, s0, s1, i0, rows, p0, kk, out):
-    """Rows of A from (i0, p0), read at a[i * s0 + p * s1], as panels of MR rows."""
-    for i in range(0, rows, MR):
-        tall = min(MR, rows - i)
-        panel = out[i * kk : (i + MR) * kk].reshape(kk, MR)
-        if tall < MR:
-            panel[:] = 0
-        if s1 == 1:
-            for q in range(tall):
-                source = a[(i0 + i + q) * s0 + p0 : (i0 + i + q) * s0 + p0 + kk]
-                for p in range(kk):
-                    panel[p, q] = source[p]
-        else:
-            for p in range(kk):
-                source = a[(i0 + i) * s0 + (p0 + p) * s1 : (i0 + i) * s0 + (p0 + p) * s1 + (tall - 1) * s0 + 1]
-                for q in range(tall):
-                    panel[p, q] = source[q * s0]
+def _block(packed, b, b_at, low_a, low_b, rank, c, edge, i0, tall, left, right, k, nr, kk, add):
+    """Rows i0 to i0 + tall of C, column panels left to right: packed A times one block of B, whose panels are kk deep, + low_a low_b."""
+    for j in range(left, right):
+        at = b_at + j * kk * nr
+        low = j * rank * nr
+        wide = min(nr, k - j * nr)
+        for i in range(0, tall, MR):
+            here = (i0 + i) * k + j * nr
+            if wide == nr and tall - i >= MR:
+                tile(packed, i * kk, MR, b, at, nr, kk, low_a, i * rank, low_b, low, rank, c, here, k, add)
+            else:
+                tile(packed, i * kk, MR, b, at, nr, kk, low_a, i * rank, low_b, low, rank, edge, 0, nr, 0)
+                for q in range(min(MR, tall - i)):
+                    for r in range(wide):
+                        old = c[here + q * k + r] if add else edge.dtype.type(0)
+                        c[here + q * k + r] = old + edge[q * nr + r]
 
 
 @runtime.jit
-def _product(a, s0, s1, b, c, first, last, left, right, d, k, nr, depth, rows, accumulate):
-    """Rows first to last of C (.., k), one-dimensional, in column panels left to right."""
+def add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, left, right, d, k, rank, nr, depth, rows):
+    """Rows first to last of C (.., k), one-dimensional, in column panels left to right: A B, + low_a low_b, + bias."""
     packed = np.empty(rows * min(depth, d), a.dtype)
+    low_packed = np.empty(rows * rank, a.dtype)
     edge = np.empty(MR * nr, a.dtype)
     panels = (k + nr - 1) // nr
     for i0 in range(first, last, rows):
         tall = min(rows, last - i0)
-        for p0 in range(0, d, depth):
+        pack_a(low_a, rank, 1, i0, tall, 0, rank, low_packed, MR)
+        for p0 in range(0, max(d, 1), depth):
             kk = min(depth, d - p0)
-            add = 1 if accumulate or p0 > 0 else 0
-            _pack_a(a, s0, s1, i0, tall, p0, kk, packed)
-            for j in range(left, right):
-                at = p0 * panels * nr + j * kk * nr
-                wide = min(nr, k - j * nr)
-                for i in range(0, tall, MR):
-                    here = (i0 + i) * k + j * nr
-                    if wide == nr and tall - i >= MR:
-                        tile(packed, i * kk, b, at, kk, c, here, k, add)
-                    else:
-                        tile(packed, i * kk, b, at, kk, edge, 0, nr, 0)
-                        for q in range(min(MR, tall - i)):
-                            for r in range(wide):
-                                old = c[here + q * k + r] if add else edge.dtype.type(0)
-                                c[here + q * k + r] = old + edge[q * nr + r]
+            pack_a(a, s0, s1, i0, tall, p0, kk, packed, MR)
+            add = 1 if p0 > 0 else 0
+            terms = rank if p0 + depth >= d else 0  # the low-rank terms go with the last block
+            _block(packed, b, p0 * panels * nr, low_packed, low_b, terms, c, edge, i0, tall, left, right, k, nr, kk, add)
+        if bias.size:
+            wide = min(k, right * nr) - left * nr
+            shift = bias[left * nr : left * nr + wide]
+            for i in range(i0, i0 + tall):
+                row = c[i * k + left * nr : i * k + left * nr + wide]
+                for j in range(wide):
+                    row[j] += shift[j]
 
 
 @runtime.jit
-def _gemm(start, stop, by_columns, a, s0, s1, b, c, n, d, k, nr, depth, rows, accumulate):
+def _gemm(start, stop, by_columns, a, s0, s1, b, low_a, low_b, bias, c, n, d, k, rank, nr, depth, rows):
     """Panels start to stop of C, row panels or column panels."""
     if by_columns:
-        _product(a, s0, s1, b, c, 0, n, start, stop, d, k, nr, depth, rows, accumulate)
+        add_product(a, s0, s1, b, low_a, low_b, bias, c, 0, n, start, stop, d, k, rank, nr, depth, rows)
     else:
-        _product(a, s0, s1, b, c, start * MR, min(stop * MR, n), 0, (k + nr - 1) // nr, d, k, nr, depth, rows, accumulate)
+        first, last, panels = start * MR, min(stop * MR, n), (k + nr - 1) // nr
+        add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, 0, panels, d, k, rank, nr, depth, rows)
 
 
 @runtime.jit(inline=True)
-def _plain(a, s0, s1, b, t0, t1, c, n, d, k, accumulate):
+def _plain(a, s0, s1, b, t0, t1, c, n, d, k):
     """A small product without packing."""
     for i in range(n):
         row = c[i * k : (i + 1) * k]
-        if not accumulate:
-            row[:] = 0
+        row[:] = 0
         for p in range(d):
             x = a[i * s0 + p * s1]
             if t1 == 1:
@@ -122,70 +95,66 @@ def _plain(a, s0, s1, b, t0, t1, c, n, d, k, accumulate):
 
 
 @runtime.jit
-def _batch(start, stop, a, sa, s0, s1, b, sb, t0, t1, c, n, d, k, nr, depth, rows, small, accumulate):
+def _batch(start, stop, a, sa, s0, s1, b, sb, t0, t1, c, n, d, k, nr, depth, rows, small):
     """Products start to stop of a stack, each by one thread: factors sa and sb entries apart."""
     packed = np.empty(1 if small else (k + nr - 1) // nr * nr * d, c.dtype)
     for at in range(start, stop):
         mine, other, out = a[at * sa :], b[at * sb :], c[at * n * k : (at + 1) * n * k]
         if small:
-            _plain(mine, s0, s1, other, t0, t1, out, n, d, k, accumulate)
+            _plain(mine, s0, s1, other, t0, t1, out, n, d, k)
         else:
-            _pack_b(0, (k + nr - 1) // nr, other, t0, t1, packed, d, k, nr, depth)
-            _product(mine, s0, s1, packed, out, 0, n, 0, (k + nr - 1) // nr, d, k, nr, depth, rows, accumulate)
+            panels, none = (k + nr - 1) // nr, packed[:0]
+            pack_b(0, panels, other, t0, t1, packed, d, k, nr, depth)
+            add_product(mine, s0, s1, packed, none, none, none, out, 0, n, 0, panels, d, k, 0, nr, depth, rows)
 
 
-def _line(x):
-    """A stack of matrices (.., n, d) as (1-D array, row stride, column stride) in entries, without a copy where it is laid out so."""
-    n, d = x.shape[-2:]
-    if not x.flags.c_contiguous:
-        turned = x.swapaxes(-1, -2)
-        if turned.flags.c_contiguous:
-            return turned.reshape(-1), 1, n
-        x = np.ascontiguousarray(x)
-    return x.reshape(-1), d, 1
-
-
-def pack(b):
-    """A matrix (d, k) packed for `multiply`."""
-    (d, k), (line, s0, s1), nr = b.shape, _line(b), columns(b.dtype)
-    panels = -(-k // nr)
-    out = np.empty(d * panels * nr, b.dtype)
-    runtime.parallel_for(_pack_b, panels, line, s0, s1, out, d, k, nr, DEPTH, grain=max(1, ALONE // max(1, d * nr)))
-    return out
-
-
-def multiply(a, packed, k, out=None):
-    """a times a packed matrix: (n, d), (d, k) packed -> (n, k); added to `out` (contiguous) if that is given."""
+def multiply(a, packed, k, *, low=None, bias=None):
+    """a times a packed matrix, plus a low-rank product, plus a bias: (n, d), (d, k) packed, ((n, r), (r, k)), (k,) -> (n, k)."""
+    if low is not None and low[1].shape[0] > DEPTH:
+        return multiply(a, packed, k, bias=bias) + product(*low)
     n, d = a.shape
-    c = np.empty((n, k), a.dtype) if out is None else out
-    if not d and out is None:
-        c[:] = 0
-    if not c.size or not d:
+    c = np.empty((n, k), a.dtype)
+    flat, s0, s1 = line(a)
+    low_a = low_b = none = flat[:0]
+    rank = 0
+    if low is not None:
+        rank = low[1].shape[0]
+        low_a, low_b = np.ascontiguousarray(low[0]).reshape(-1), pack(low[1])
+    if not c.size:
         return c
-    line, s0, s1 = _line(a)
     nr = columns(a.dtype)
     by_columns = n <= FEW_ROWS
     panels = -(-k // nr) if by_columns else -(-n // MR)
-    grain = max(1, ALONE * panels // max(1, n * d * k))
-    args = (by_columns, line, s0, s1, packed, c.reshape(-1), n, d, k, nr, DEPTH, ROWS, out is not None)
+    grain = max(1, ALONE * panels // max(1, n * (d + rank) * k))
+    shift = none if bias is None else np.ascontiguousarray(bias)
+    args = (by_columns, flat, s0, s1, packed, low_a, low_b, shift, c.reshape(-1), n, d, k, rank, nr, DEPTH, ROWS)
     runtime.parallel_for(_gemm, panels, *args, grain=grain)
     return c
 
 
-def product(a, b, out=None):
-    """a b: (n, d), (d, k) -> (n, k); added to `out` (contiguous) if that is given."""
+def product(a, b):
+    """a b: (n, d), (d, k) -> (n, k), by the way that suits its sizes and layouts."""
     (n, d), k = a.shape, b.shape[1]
-    if n * d * k > SMALL:
-        return multiply(a, pack(b), k, out)
-    return _stack(a, b, 1, n, d, k, out)
+    if n * d * k <= SMALL:
+        return _stack(a, b, 1, n, d, k)
+    (flat_a, s0, s1), (flat_b, t0, t1) = line(a), line(b)
+    if k <= THIN and s1 == 1:
+        return dots(flat_a.reshape(n, d), np.ascontiguousarray(b.T))
+    if n <= THIN and t1 == 1:
+        return across(flat_a, s0, s1, n, flat_b.reshape(d, k))
+    if k <= THIN:  # a^T is laid out row by row
+        return np.ascontiguousarray(across(flat_b, t1, t0, k, flat_a.reshape(d, n)).T)
+    if n <= THIN:  # b^T is laid out row by row
+        return np.ascontiguousarray(dots(flat_b.reshape(k, d), np.ascontiguousarray(a)).T)
+    return multiply(a, pack(b), k)
 
 
-def _stack(a, b, count, n, d, k, out=None):
-    (line_a, s0, s1), (line_b, t0, t1) = _line(a), _line(b)
-    c = np.empty((*a.shape[:-1], k), a.dtype) if out is None else out
-    args = (line_a, n * d, s0, s1, line_b, d * k, t0, t1, c.reshape(-1), n, d, k, columns(a.dtype), DEPTH, ROWS)
-    grain = max(1, ALONE // max(1, n * d * k))
-    runtime.parallel_for(_batch, count, *args, n * d * k <= SMALL, out is not None, grain=grain)
+def _stack(a, b, count, n, d, k):
+    """A stack of products, each by one thread."""
+    (flat_a, s0, s1), (flat_b, t0, t1) = line(a), line(b)
+    c = np.empty((*a.shape[:-1], k), a.dtype)
+    args = (flat_a, n * d, s0, s1, flat_b, d * k, t0, t1, c.reshape(-1), n, d, k, columns(a.dtype), DEPTH, ROWS)
+    runtime.parallel_for(_batch, count, *args, n * d * k <= SMALL, grain=max(1, ALONE // max(1, n * d * k)))
     return c
 
 
@@ -200,54 +169,3 @@ def matmul(a, b):
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = (x if x.shape[:-2] == lead else np.broadcast_to(x, lead + x.shape[-2:]) for x in (a, b))
     return _stack(a, b, math.prod(lead), *a.shape[-2:], b.shape[-1])
-
-
-class PackedWeight:
-    """A frozen weight (d, k), packed at its first product for x W, and at its first g W^T for that; each as large as the weight."""
-
-    def __init__(self, w):
-        self._w = np.ascontiguousarray(w)
-        self.shape, self.dtype = self._w.shape, self._w.dtype
-        self._forward = self._backward = None
-
-    @property
-    def nbytes(self):
-        """Bytes held beyond the array itself."""
-        return sum(packed.nbytes for packed in (self._forward, self._backward) if packed is not None)
-
-    def matmul(self, x):
-        """x W: (..., d) -> (..., k)."""
-        if self._forward is None:
-            self._forward = pack(self._w)
-        return self._rows(x, self._forward, self.shape[1])
-
-    def matmul_t(self, g):
-        """g W^T: (..., k) -> (..., d)."""
-        if self._backward is None:
-            self._backward = pack(self._w.T)
-        return self._rows(g, self._backward, self.shape[0])
-
-    def numpy(self):
-        """The weight as a NumPy array (d, k)."""
-        return self._w
-
-    @staticmethod
-    def _rows(x, packed, k):
-        rows = x if x.ndim == 2 else np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        y = multiply(rows, packed, k)
-        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], k)
-
-
-def freeze_weight(w):
-    """A weight prepared once for many products: (d, k) -> a handle with `matmul`, `matmul_t`, `numpy`, `nbytes`."""
-    return PackedWeight(w)
-
-
-def frozen_matmul(x, w):
-    """x W with a frozen W: (..., d), handle (d, k) -> (..., k)."""
-    return w.matmul(x)
-
-
-def frozen_matmul_t(g, w):
-    """g W^T with a frozen W: (..., k), handle (d, k) -> (..., d)."""
-    return w.matmul_t(g)

@@ -52,6 +52,9 @@ def _lines(*arrays):
 @jit
 def _adam_step(start, stop, p, g, m, v, shrink, weight_decay, rate1, rate2, size, scale, eps):
     p, g, m, v = p[start:stop], g[start:stop], m[start:stop], v[start:stop]
+    t = p.dtype.type
+    shrink, weight_decay, rate1, rate2 = t(shrink), t(weight_decay), t(rate1), t(rate2)
+    size, scale, eps = t(size), t(scale), t(eps)
     for i in range(p.size):
         d = g[i] + weight_decay * p[i] if weight_decay != 0 else g[i]
         m[i] += rate1 * (d - m[i])
@@ -69,7 +72,7 @@ def adam_step(p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, decoupled, ste
         options = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
         reference.optim.adam_step(p, g, m, v, **options, weight_decay=weight_decay, decoupled=decoupled, step=step)
         return
-    shrink, added = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    scalars = (shrink, added, 1 - beta1, 1 - beta2, lr / (1 - beta1**step), math.sqrt(1 - beta2**step), eps)
-    arrays = _lines(p, np.ascontiguousarray(g), m, v)
-    parallel_for(_adam_step, p.size, *arrays, *map(p.dtype.type, scalars), grain=GRAIN)
+    shrink, added = (1.0 - lr * weight_decay, 0.0) if decoupled else (1.0, float(weight_decay))
+    arrays = p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1)
+    rates = 1.0 - beta1, 1.0 - beta2, lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
+    parallel_for(_adam_step, p.size, *arrays, shrink, added, *rates, eps, grain=GRAIN)

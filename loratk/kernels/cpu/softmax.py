@@ -12,10 +12,11 @@ __all__ = ["cross_entropy", "cross_entropy_grad", "log_softmax", "log_softmax_gr
 
 
 def _by_rows(loop, *arrays):
+    shape = arrays[0].shape
     rows = [as_rows(array) for array in arrays]
-    out = np.empty_like(rows[0])
+    out = np.empty(rows[0].shape, rows[0].dtype)
     parallel_for(loop, len(out), *rows, out, grain=row_grain(out.shape[1]))
-    return out.reshape(arrays[0].shape)
+    return out if len(shape) == 2 else out.reshape(shape)
 
 
 @jit(reassociate=True)
@@ -97,15 +98,61 @@ def cross_entropy(logits, labels, *, ignore_index=-100, smoothing=0.0):
     (n, k), integers (n,) -> (), (n, k). The target q is (1 - smoothing) on the label plus smoothing / k everywhere
     (Szegedy et al. 2016, section 7). NaN when every row is ignored, as a mean over nothing is.
     """
-    logp = log_softmax(logits)
-    return reference.softmax.label_loss(logp, labels, ignore_index=ignore_index, smoothing=smoothing), logp
+    logp, labels = log_softmax(logits), _labels(labels)
+    total, kept, sound = _label_loss(logp, labels, ignore_index, float(smoothing))
+    _check(sound, labels, ignore_index, logp.shape[1])
+    return np.asarray(total / kept if kept else np.nan, logp.dtype), logp
 
 
 @jit
-def _cross_entropy_grad(start, stop, logp, labels, kept, factor, target, uniform, out):
+def _label_loss(logp, labels, ignore_index, smoothing):
+    """The sum of the losses of the rows kept, how many these are, and whether their labels are columns."""
+    n, k = logp.shape
+    total, kept, one = np.float64(0), 0, np.float64(1)
+    for i in range(n):
+        label = labels[i]
+        if label != ignore_index:
+            if label < 0 or label >= k:
+                return total, kept, False
+            each = np.float64(-logp[i, label])
+            if smoothing != 0:  # without it, a class ruled out by -infinity costs nothing
+                mean = np.float64(0)
+                for j in range(k):
+                    mean += logp[i, j]
+                each = (one - smoothing) * each - smoothing * (mean / k)
+            total += each
+            kept += 1
+    return total, kept, True
+
+
+def _labels(labels):
+    return labels if labels.dtype == np.int64 and labels.flags.c_contiguous else np.ascontiguousarray(labels, np.int64)
+
+
+def _check(sound, labels, ignore_index, k):
+    if not sound:
+        row_index(labels[labels != ignore_index], k)  # raises, and says what it found
+
+
+@jit
+def _count_labels(labels, ignore_index, k):
+    """How many rows are kept, and whether their labels are columns."""
+    kept = 0
+    for i in range(labels.size):
+        if labels[i] != ignore_index:
+            if labels[i] < 0 or labels[i] >= k:
+                return kept, False
+            kept += 1
+    return kept, True
+
+
+@jit
+def _cross_entropy_grad(start, stop, logp, labels, ignore_index, factor, target, uniform, out):
+    kind = logp.dtype.type
+    factor, target, uniform = kind(factor), kind(target), kind(uniform)
     for i in range(start, stop):
         row, result = logp[i], out[i]
-        if kept[i]:
+        if labels[i] != ignore_index:
             for j in range(row.size):
                 result[j] = (vmath.exp(row[j]) - uniform) * factor
             result[labels[i]] = (vmath.exp(row[labels[i]]) - uniform - target) * factor
@@ -115,10 +162,10 @@ def _cross_entropy_grad(start, stop, logp, labels, kept, factor, target, uniform
 
 def cross_entropy_grad(g, logp, labels, *, ignore_index=-100, smoothing=0.0):
     """Gradient of `cross_entropy` for the logits: g () times (softmax - q) / rows kept, ignored rows 0."""
-    kept = labels != ignore_index
-    k, kind, out = logp.shape[1], logp.dtype.type, np.empty(logp.shape, logp.dtype)
-    factor, target, uniform = kind(g / max(np.sum(kept), 1)), kind(1 - smoothing), kind(smoothing / max(k, 1))
-    labels = row_index(np.where(kept, labels, 0), k)
-    logp = np.ascontiguousarray(logp)
-    parallel_for(_cross_entropy_grad, len(out), logp, labels, kept, factor, target, uniform, out, grain=row_grain(k))
+    n, k = logp.shape
+    labels, out = _labels(labels), np.empty((n, k), logp.dtype)
+    kept, sound = _count_labels(labels, ignore_index, k)
+    _check(sound, labels, ignore_index, k)
+    args = np.ascontiguousarray(logp), labels, ignore_index, float(g) / max(kept, 1), 1.0 - smoothing, smoothing / max(k, 1)
+    parallel_for(_cross_entropy_grad, n, *args, out, grain=row_grain(k))
     return out

@@ -12,18 +12,21 @@ GRAIN = 1 << 15  # cheap elements that a thread must get before waking it pays
 def flat(loop, *arrays, constants=(), grain=GRAIN):
     """The result of an element-wise compiled loop `(start, stop, *arrays, *constants, out)`; arrays are broadcast, and go in as 1-D."""
     shape = arrays[0].shape
-    if any(array.shape != shape for array in arrays):
-        shape = np.broadcast_shapes(*(array.shape for array in arrays))
-        arrays = tuple(array if array.shape == shape else np.broadcast_to(array, shape) for array in arrays)
+    for array in arrays:
+        if array.shape != shape:
+            shape = np.broadcast_shapes(*(array.shape for array in arrays))
+            arrays = tuple(array if array.shape == shape else np.broadcast_to(array, shape) for array in arrays)
+            break
     out = np.empty(shape, arrays[0].dtype)
-    lines = (np.ascontiguousarray(array).reshape(-1) for array in arrays)
+    lines = [array.reshape(-1) for array in arrays]  # a copy where it is not contiguous
     parallel_for(loop, out.size, *lines, *constants, out.reshape(-1), grain=grain)
     return out
 
 
 def as_rows(x):
     """x as a contiguous matrix of the rows along its last axis: (..., k) -> (n, k)."""
-    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    x = np.ascontiguousarray(x)
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def row_index(index, rows):

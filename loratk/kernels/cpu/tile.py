@@ -1,8 +1,9 @@
 """The register tile: the innermost loop of every matrix product, as vector instructions.
 
-`tile` computes an MR x NR block of a product and keeps it in registers for the whole depth. It is emitted as LLVM
-vector code, because the compiled loop that says the same does not stay in registers. MR x NR follows from the vectors
-of the machine: with 16 vector registers 6 x 2 vectors (12 sums, 2 of B, 1 of A), with 32 registers 12 x 2 vectors.
+A tile computes a block of a product, so many rows by two vectors, and keeps it in registers for the whole depth. It is
+emitted as LLVM vector code, because the compiled loop that says the same does not stay in registers. Its height follows
+from the machine: with 32 vector registers 12 rows (24 sums, 2 vectors of B, 1 entry of A), with 16 registers 6 rows. A
+lower tile serves products with few rows, such as the gradients of A and B, whose height is the rank.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..runtime import vector_bytes
 
 VECTOR_BYTES, REGISTERS = vector_bytes()
 MR = 12 if REGISTERS >= 32 else 6
+LOW = 8 if REGISTERS >= 32 else 4
 
 
 def columns(dtype):
@@ -22,93 +24,114 @@ def columns(dtype):
     return 2 * VECTOR_BYTES // np.dtype(dtype).itemsize
 
 
-def _plain_tile(a, a_at, b, b_at, depth, c, c_at, ldc, accumulate):
-    nr = columns(a.dtype)
-    product = a[a_at : a_at + depth * MR].reshape(depth, MR).T @ b[b_at : b_at + depth * nr].reshape(depth, nr)
-    for i in range(MR):
-        row = c[c_at + i * ldc : c_at + i * ldc + nr]
-        row[:] = row + product[i] if accumulate else product[i]
+def _plain_tile(rows):
+    def tile(a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, rank, c, c_at, c_step, accumulate):
+        nr, p, q = columns(a.dtype), np.arange(depth)[:, None], np.arange(rank)[:, None]
+        product = a[a_at + p * a_step + np.arange(rows)].T @ b[b_at + p * b_step + np.arange(nr)]
+        product += low_a[low_a_at + q * rows + np.arange(rows)].T @ low_b[low_b_at + q * nr + np.arange(nr)]
+        for i in range(rows):
+            row = c[c_at + i * c_step : c_at + i * c_step + nr]
+            row[:] = row + product[i] if accumulate else product[i]
+
+    return tile
 
 
-@intrinsic
-def _vector_tile(typingctx, a, a_at, b, b_at, depth, c, c_at, ldc, accumulate):
-    dtype = a.dtype
-    width = VECTOR_BYTES // (dtype.bitwidth // 8)
+class _Emitter:
+    """Emits the parts of a tile of so many rows by two vectors."""
 
-    def codegen(context, builder, signature, args):
-        _, a_at, _, b_at, depth, _, c_at, ldc, accumulate = args
-        scalar = ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
-        i32, i64 = ir.IntType(32), ir.IntType(64)
-        vec = ir.VectorType(scalar, width)
-        name = f"llvm.fma.v{width}f{dtype.bitwidth}"
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vec, [vec] * 3), name)
-        splat = ir.Constant(ir.VectorType(i32, width), [0] * width)
-        zero = ir.Constant(vec, [0.0] * width)
-        blank = ir.Constant(vec, ir.Undefined)
+    def __init__(self, builder, dtype, rows):
+        self.builder, self.rows, self.align = builder, rows, dtype.bitwidth // 8
+        self.width = VECTOR_BYTES // self.align
+        self.scalar = ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
+        self.vector = ir.VectorType(self.scalar, self.width)
+        fma = ir.FunctionType(self.vector, [self.vector] * 3)
+        self.fma = cgutils.get_or_insert_function(builder.module, fma, f"llvm.fma.v{self.width}f{dtype.bitwidth}")
+        self.splat = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+        self.blank = ir.Constant(self.vector, ir.Undefined)
+        self.zeros = [[ir.Constant(self.vector, [0.0] * self.width)] * 2 for _ in range(rows)]
 
-        def const(n):
-            return ir.Constant(i64, n)
+    def const(self, n):
+        return ir.Constant(ir.IntType(64), n)
 
-        def data(index, at):
-            array = context.make_array(signature.args[index])(context, builder, args[index])
-            return builder.gep(array.data, [at])
+    def load(self, kind, pointer):
+        value = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
+        value.align = self.align
+        return value
 
-        def load(kind, pointer):
-            value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-            value.align = dtype.bitwidth // 8
-            return value
+    def store(self, value, pointer):
+        self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer())).align = self.align
 
-        pa0, pb0, pc = data(0, a_at), data(2, b_at), data(5, c_at)
-        before = builder.block
-        loop, after = builder.append_basic_block("tile.loop"), builder.append_basic_block("tile.after")
-        builder.branch(loop)
+    def loop(self, sums, a, a_step, b, b_step, depth):
+        """The sums after a loop over the depth, none if that is 0; the builder stands behind it."""
+        builder = self.builder
+        before, loop, after = builder.block, builder.append_basic_block("tile.loop"), builder.append_basic_block("tile.after")
+        builder.cbranch(builder.icmp_signed(">", depth, self.const(0)), loop, after)
         builder.position_at_end(loop)
-        p, pa, pb = builder.phi(i64), builder.phi(pa0.type), builder.phi(pb0.type)
-        for phi, start in ((p, const(0)), (pa, pa0), (pb, pb0)):
-            phi.add_incoming(start, before)
-        sums = [[builder.phi(vec) for _ in range(2)] for _ in range(MR)]
-        for row in sums:
-            for phi in row:
-                phi.add_incoming(zero, before)
-        w = [load(vec, builder.gep(pb, [const(width * j)])) for j in range(2)]
+        p, pa, pb = builder.phi(depth.type), builder.phi(a.type), builder.phi(b.type)
+        old = [[builder.phi(self.vector) for _ in range(2)] for _ in range(self.rows)]
+        w = [self.load(self.vector, builder.gep(pb, [self.const(self.width * j)])) for j in range(2)]
         new = []
-        for i in range(MR):
-            x = builder.insert_element(blank, load(scalar, builder.gep(pa, [const(i)])), ir.Constant(i32, 0))
-            x = builder.shuffle_vector(x, blank, splat)
-            new.append([builder.call(fma, [x, w[j], sums[i][j]]) for j in range(2)])
-        following = builder.add(p, const(1))
-        p.add_incoming(following, loop)
-        pa.add_incoming(builder.gep(pa, [const(MR)]), loop)
-        pb.add_incoming(builder.gep(pb, [const(2 * width)]), loop)
-        for i in range(MR):
-            for j in range(2):
-                sums[i][j].add_incoming(new[i][j], loop)
+        for i in range(self.rows):
+            entry = self.load(self.scalar, builder.gep(pa, [self.const(i)]))
+            x = builder.shuffle_vector(builder.insert_element(self.blank, entry, ir.Constant(ir.IntType(32), 0)), self.blank, self.splat)
+            new.append([builder.call(self.fma, [x, w[j], old[i][j]]) for j in range(2)])
+        following = builder.add(p, self.const(1))
+        steps = ((p, self.const(0), following), (pa, a, builder.gep(pa, [a_step])), (pb, b, builder.gep(pb, [b_step])))
+        steps += tuple((old[i][j], sums[i][j], new[i][j]) for i in range(self.rows) for j in range(2))
+        for phi, start, then in steps:
+            phi.add_incoming(start, before)
+            phi.add_incoming(then, loop)
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
-
         builder.position_at_end(after)
-        spots = [[builder.gep(pc, [builder.add(builder.mul(ldc, const(i)), const(width * j))]) for j in range(2)] for i in range(MR)]
+        ends = [[builder.phi(self.vector) for _ in range(2)] for _ in range(self.rows)]
+        for i in range(self.rows):
+            for j in range(2):
+                ends[i][j].add_incoming(sums[i][j], before)
+                ends[i][j].add_incoming(new[i][j], loop)
+        return ends
 
-        def store(value, pointer):
-            builder.store(value, builder.bitcast(pointer, vec.as_pointer())).align = dtype.bitwidth // 8
-
-        with builder.if_else(builder.icmp_signed("!=", accumulate, const(0))) as (add, overwrite):
+    def put(self, sums, c, c_step, accumulate):
+        """The sums stored to C, or added to it."""
+        builder = self.builder
+        starts = [builder.mul(c_step, self.const(i)) for i in range(self.rows)]
+        spots = [[builder.gep(c, [builder.add(start, self.const(self.width * j))]) for j in range(2)] for start in starts]
+        pairs = [(sums[i][j], spots[i][j]) for i in range(self.rows) for j in range(2)]
+        with builder.if_else(builder.icmp_signed("!=", accumulate, self.const(0))) as (add, overwrite):
             with add:
-                for i in range(MR):
-                    for j in range(2):
-                        store(builder.fadd(new[i][j], load(vec, spots[i][j])), spots[i][j])
+                for value, spot in pairs:
+                    self.store(builder.fadd(value, self.load(self.vector, spot)), spot)
             with overwrite:
-                for i in range(MR):
-                    for j in range(2):
-                        store(new[i][j], spots[i][j])
-        return context.get_dummy_value()
-
-    integer = types.intp
-    return types.void(a, integer, b, integer, integer, c, integer, integer, integer), codegen
+                for value, spot in pairs:
+                    self.store(value, spot)
 
 
-tile = _plain_tile if config.DISABLE_JIT else _vector_tile
-"""tile(a, a_at, b, b_at, depth, c, c_at, ldc, accumulate): an MR x NR block of C, in place.
+def _vector_tile(rows):
+    @intrinsic
+    def tile(typingctx, a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, rank, c, c_at, c_step, accumulate):
+        def codegen(context, builder, signature, args):
+            def data(index):
+                array = context.make_array(signature.args[index])(context, builder, args[index])
+                return builder.gep(array.data, [args[index + 1]])
 
-c[:MR, :NR] = a^T b, or += if `accumulate` is not 0, with a packed (depth, MR) from a[a_at], b packed (depth, NR) from
-b[b_at] and rows of c `ldc` apart from c[c_at] on; all three are one-dimensional; depth is at least 1.
+            emit = _Emitter(builder, a.dtype, rows)
+            sums = emit.loop(emit.zeros, data(0), args[2], data(3), args[5], args[6])
+            sums = emit.loop(sums, data(7), emit.const(rows), data(9), emit.const(2 * emit.width), args[11])
+            emit.put(sums, data(12), args[14], args[15])
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, n, b, n, n, n, low_a, n, low_b, n, n, c, n, n, n), codegen
+
+    return tile
+
+
+_make = _plain_tile if config.DISABLE_JIT else _vector_tile
+tile = _make(MR)
+"""tile(a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, rank, c, c_at, c_step, accumulate)
+
+A block of MR x NR of C, in place: c[:MR, :NR] = a^T b + low_a^T low_b, or += if `accumulate` is not 0. All arrays are one-dimensional.
+Entry (p, i) of a is at a[a_at + p * a_step + i], (p, j) of b at b[b_at + p * b_step + j], (i, j) of c at c[c_at + i * c_step + j]; p goes
+from 0 to depth, and for the low-rank factors, which are packed (rank, MR) and (rank, NR), from 0 to rank. Both may be 0.
 """
+low_tile = _make(LOW)
+"""The same with LOW rows."""

@@ -9,13 +9,14 @@ from .shape import broadcast_copy
 __all__ = ["lora_column_norm", "lora_linear", "lora_linear_grad"]
 
 
-def lora_linear(x, w, a, b, mask=None, *, scaling):
-    """x W + scaling (x' A) B and x' A, where x' is x, or x * mask: (n, d), handle (d, k), (d, r), (r, k) -> (n, k), (n, r).
+def lora_linear(x, w, a, b, mask=None, bias=None, *, scaling):
+    """x W + bias + scaling (x' A) B and x' A, x' = x or x * mask: (n, d), handle (d, k), (d, r), (r, k) -> (n, k), (n, r).
 
-    `mask` (n, d) carries dropout, already divided by the keep probability. Hu et al. 2021, eq. 3.
+    `mask` (n, d) carries dropout, already divided by the keep probability; `bias` is (k,). Hu et al. 2021, eq. 3.
     """
     xa = product(x if mask is None else mul(x, mask), a)
-    return product(xa, b, scale=scaling, add_to=w.matmul(x)), xa
+    y = product(xa, b, scale=scaling, add_to=w.matmul(x))
+    return y if bias is None else add(y, bias), xa
 
 
 def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):

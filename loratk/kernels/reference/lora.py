@@ -5,13 +5,14 @@ import numpy as np
 __all__ = ["lora_column_norm", "lora_linear", "lora_linear_grad"]
 
 
-def lora_linear(x, w, a, b, mask=None, *, scaling):
-    """x W + scaling (x' A) B and x' A, where x' is x, or x * mask: (n, d), handle (d, k), (d, r), (r, k) -> (n, k), (n, r).
+def lora_linear(x, w, a, b, mask=None, bias=None, *, scaling):
+    """x W + bias + scaling (x' A) B and x' A, x' = x or x * mask: (n, d), handle (d, k), (d, r), (r, k) -> (n, k), (n, r).
 
-    `mask` (n, d) carries dropout, already divided by the keep probability. Hu et al. 2021, eq. 3.
+    `mask` (n, d) carries dropout, already divided by the keep probability; `bias` is (k,). Hu et al. 2021, eq. 3.
     """
     xa = (x if mask is None else x * mask) @ a
-    return w.matmul(x) + scaling * (xa @ b), xa
+    y = w.matmul(x) + scaling * (xa @ b)
+    return y if bias is None else y + bias, xa
 
 
 def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):
