@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 @click.command("demo", short_help="Train and prove adapters on real handwritten digits.")
-@click.option("--rank", type=click.IntRange(1), default=4, show_default=True, help="Rank of the adapters.")
+@click.option(
+    "--rank", type=click.IntRange(1, 10), default=4, show_default=True, help="Rank of the adapters; the last layer has 10 columns."
+)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides all random numbers: equal seeds, equal results."
 )

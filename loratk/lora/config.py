@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
+import numpy as np
+
 from ..errors import ConfigError, choices, faults
 from ..plugins import default_registry
 from .targets import matches, pattern_faults
@@ -83,6 +85,9 @@ class LoraConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("rank", "alpha", "dropout", "seed"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value.item() if isinstance(value, (np.integer, np.floating)) else value)
         for name in ("targets", "exclude"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value)

@@ -219,8 +219,11 @@ class LoraModel(Module):
     # What trains
 
     def trainable(self) -> list[Parameter]:
-        """The parameters of the active adapters, and those of the base if it is not frozen: what an optimiser takes."""
-        active = [layer.adapter(name) for layer in self.layers.values() for name in layer.active]
+        """The parameters of the active adapters, and those of the base if it is not frozen: what an optimiser takes.
+
+        While an adapter is merged, none acts by itself, and none is among them.
+        """
+        active = [layer.adapter(name) for layer in self.layers.values() if layer.merged is None for name in layer.active]
         found = [*self.base_parameters().values(), *(p for adapter in active for p in adapter.parameters())]
         return list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
 

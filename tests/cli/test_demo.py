@@ -135,8 +135,8 @@ def test_without_matplotlib_one_line_says_so(run, quick, tmp_path, monkeypatch):
 
 def test_a_rank_that_does_not_fit_is_one_line(run, tmp_path):
     got = run("demo", "--rank", 11, "--out", tmp_path / "out")
-    assert got.exit_code == 1
-    assert got.stderr.startswith("Error: Rank 11 is above min(d, k) = 10")
+    assert got.exit_code == 2
+    assert "11 is not in the range 1<=x<=10" in got.stderr
     assert not (tmp_path / "out").exists()
 
 

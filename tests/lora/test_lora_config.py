@@ -5,6 +5,7 @@ import math
 import pickle
 from dataclasses import FrozenInstanceError, fields
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -264,3 +265,9 @@ def test_a_weight_without_numbers_is_refused(d, k):
     for ask in (LoraConfig().reduction, LoraConfig().validate):
         with pytest.raises(ConfigError, match=rf"found \({d}, {k}\)"):
             ask(d, k)
+
+
+def test_numbers_of_numpy_are_numbers():
+    got = LoraConfig(rank=np.int64(3), alpha=np.float32(6), dropout=np.float64(0.25), seed=np.uint8(7))
+    assert got == LoraConfig(rank=3, alpha=6, dropout=0.25, seed=7)
+    assert LoraConfig.from_json(got.to_json()) == got

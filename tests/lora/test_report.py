@@ -73,6 +73,7 @@ def test_merged_and_active_are_told(model):
     assert "active: {'default': 1.0}" in str(model.summary())
     model.merge()
     assert "merged: {'default': 1.0}" in str(model.summary())
+    assert model.trainable() == []  # what is merged does not act by itself
 
 
 def test_an_adapter_larger_than_its_base_has_a_negative_reduction():
