@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .layer import Layer
 
@@ -31,11 +32,15 @@ def plot(file: Path, measure: Callable[[Layer], Figures]) -> None:
     pyplot.close(figure)
 
 
-def _curves(axes: object, sizes: Sequence[int], figures: Sequence[Figures], label: str) -> None:
+def _curves(axes: Any, sizes: Sequence[int], figures: Sequence[Figures], label: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     for way, (name, style) in STYLE.items():
         times = [found[way] for found in figures]
         if None not in times:
             axes.plot(sizes, times, style, label=name, markersize=4, linewidth=1.2)
     axes.set(xscale="log", yscale="log", xlabel=label, xticks=sizes, xticklabels=[str(size) for size in sizes])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)

@@ -21,6 +21,7 @@ from benchmarks.processes import WorkerError, remote
 from benchmarks.result import result
 from benchmarks.runner import Runner
 from benchmarks.start_up import first_step
+from benchmarks.table import table
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"case", "threads", "ours_ms", "peer", "peer_ms", "floor_ms", "spread"}
@@ -96,7 +97,10 @@ def test_the_case_and_its_peer_compute_the_same():
     case = Layer("small", 5, d=8, k=6, rank=2)
     ours, theirs = case.ours_model(), case.peft_model()
     layer = theirs.base_model.model[0]
-    x = np.random.default_rng(0).standard_normal((5, 8), np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 8), np.float32)
+    for parameter in ours.trainable():
+        parameter.assign(rng.standard_normal(parameter.shape, np.float32))
     arrays = {name: parameter.data for name, parameter in ours.named_parameters()}
     with torch.no_grad():
         for name, array in arrays.items():
@@ -104,7 +108,7 @@ def test_the_case_and_its_peer_compute_the_same():
             got = layer.base_layer.weight if name.endswith("weight") else got
             got = layer.lora_A["default"].weight if name.endswith("lora_A") else got
             got = layer.lora_B["default"].weight if name.endswith("lora_B") else got
-            got.copy_(torch.from_numpy(np.ascontiguousarray(array.T)))
+            got.copy_(torch.tensor(np.ascontiguousarray(array.T)))
         want = theirs(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(ours(x).data, want, rtol=1e-5, atol=1e-6)
 
@@ -153,6 +157,13 @@ def test_what_follows_from_results():
     assert speed == "linear: 1.90 times as fast on 2 threads as on one"
     assert java.startswith("java-forward: 310 times as fast")
     assert depth == "depth 8 to 32: time ~ depth^1.00, at most 0% off a straight line"
+
+
+def test_the_table_of_results():
+    taken = {"ours": [2.0] * 3, "peft": [5.0] * 3, "floor": [1.0] * 3}
+    got = table([result("both", 2, "peft", taken, floor="floor"), result("alone", 1, None, {"ours": [1500.0] * 3})]).splitlines()
+    assert got[2] == "| `both` | 2 | 2 ms ±0% | 1 ms ±0% | 2.00 | 5 ms ±0% | 2.50 |"
+    assert got[3] == "| `alone` | 1 | 1500 ms ±0% |  |  |  |  |"
 
 
 def test_the_floor_is_the_faster_library(monkeypatch):
