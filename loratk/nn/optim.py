@@ -7,6 +7,7 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError, ShapeError, StateError, faults
 from ..kernels import Backend
+from .flat import Flat, flats
 from .param_groups import Group, make_groups, number
 from .parameter import Parameter
 from .state import state_faults
@@ -51,6 +52,14 @@ class Optimizer:
     The learning rate of step t = 0, 1, ... is a group's lr times `schedule(t)`.
     """
 
+    elementwise = False
+    """Whether `update` treats each entry on its own: then small parameters are updated as one. Not inherited by a new `update`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "update" in vars(cls) and "elementwise" not in vars(cls):
+            cls.elementwise = False
+
     def __init__(self, parameters: Parameters, schedule: Schedule | None, **defaults: Any) -> None:
         if schedule is not None and not callable(schedule):
             raise ConfigError(f"schedule must be a function from the step's number to a factor, found {schedule!r}.")
@@ -59,6 +68,7 @@ class Optimizer:
         self._slots = [
             _Slot(parameter, group.options, self.memory(group.options)) for group in self.groups for parameter in group.parameters
         ]
+        self._flats = flats(self._slots) if self.elementwise else []
 
     # What a kind of optimiser defines
 
@@ -93,15 +103,34 @@ class Optimizer:
         Raises StateError if none has a gradient. If anything raises before the first update, nothing has changed.
         """
         factor = self._factor()
-        moving = [(place, slot) for place, slot in enumerate(self._slots) if slot.parameter.grad is not None]
-        if not moving:
+        together = self._gathered()
+        done = {id(slot) for flat in together for slot in flat.slots}
+        moving = [(place, slot) for place, slot in enumerate(self._slots) if id(slot) not in done and slot.parameter.grad is not None]
+        if not moving and not together:
             raise StateError("step() found no gradient on any parameter; call backward() on a loss that depends on them first.")
         for place, slot in moving:
             slot.ready(place)
+        for flat in together:
+            step, options = flat.slots[0].steps + 1, flat.slots[0].options
+            for slot in flat.slots:
+                slot.steps = step
+            self.update(flat.whole, flat.arrays, options, lr=options["lr"] * factor, step=step)
         for _, slot in moving:
             slot.steps += 1
             self.update(slot.parameter, slot.arrays, slot.options, lr=slot.options["lr"] * factor, step=slot.steps)
         self.steps += 1
+
+    def _gathered(self) -> list[Flat]:
+        """Those of the flats whose parameters take this step as one."""
+        found = []
+        for i, flat in enumerate(self._flats):
+            if flat.gather():
+                found.append(flat)
+            elif (renewed := flat.renewed()) is not None:
+                self._flats[i] = renewed
+                if renewed.gather():
+                    found.append(renewed)
+        return found
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -151,6 +180,8 @@ class SGD(Optimizer):
     `weight_decay` p is added to g.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         parameters: Parameters,
@@ -185,6 +216,7 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1): steps of the mean gradient over its root mean square. `weight_decay` p is added to g."""
 
+    elementwise = True
     decoupled = False
 
     def __init__(
