@@ -323,6 +323,28 @@ def _col2im(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     return [((draw(rng, dtype, *g.shape),), kwargs) for g, kwargs in pairs]
 
 
+@examples("lora_conv2d")
+def _lora_conv2d(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    made: list[Example] = []
+    for i, ((x,), options) in enumerate(_im2col(rng, dtype, rows)):
+        rank, k, order = ((2, 9, np.ascontiguousarray), (16, 40, transposed), (3, 33, strided))[i % 3]
+        d = options["kernel"][0] * options["kernel"][1] * x.shape[3]
+        w, a, b = (order(draw(rng, dtype, *shape)) for shape in ((d, k), (d, rank), (rank, k)))
+        mask, bias = (rng.random(x.shape) < 0.9).astype(dtype) / dtype(0.9), draw(rng, dtype, k)
+        made += [((x, Frozen(w), a, b, *extra), {"scaling": 0.5, **options}) for extra in ((), (mask, bias))]
+    return made
+
+
+@examples("lora_conv2d_grad")
+def _lora_conv2d_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    made: list[Example] = []
+    K = get_backend("reference")
+    for i, ((x, w, a, b, *extra), kwargs) in enumerate(_lora_conv2d(rng, dtype, rows)):
+        y, xa = K.lora_conv2d(x, K.freeze_weight(w.array), a, b, *extra, **kwargs)
+        made.append(((draw(rng, dtype, *y.shape), x, xa, w, a, b, *extra[:1]), {**kwargs, "need_x": i % 5 != 0}))
+    return made
+
+
 @examples("sgd_step")
 def _sgd_step(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     p, g, v = (draw(rng, dtype, rows, K) for _ in range(3))

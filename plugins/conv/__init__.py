@@ -1,6 +1,5 @@
 """Adapters on 2-D convolutions: the kernel (kh, kw, c, k) acts as the matrix (kh*kw*c, k)."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -9,13 +8,9 @@ from loratk.nn import Conv2d
 
 
 def _lora(module: Conv2d, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
-    """The patches are taken once, for the base and for A; so is their dropout, which is that of the image's entries."""
+    """One op, which makes no patches; dropout is that of the image's entries."""
     place = {"kernel": module.kernel, "stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    patches = ops.im2col(x, **place)
-    rows = patches.reshape(math.prod(patches.shape[:-1]), patches.shape[-1])
-    flat = None if mask is None else ops.im2col(Tensor(mask, backend=x.backend), **place).reshape(rows.shape)
-    y = ops.lora_linear(rows, module.weight.handle(), adapter.lora_A, adapter.lora_B, flat, bias, scaling=scaling)
-    return y.reshape(*patches.shape[:-1], y.shape[-1])
+    return ops.lora_conv2d(x, module.weight.handle(), adapter.lora_A, adapter.lora_B, mask, bias, scaling=scaling, **place)
 
 
 class Conv2dType(LayerType[Conv2d]):

@@ -114,6 +114,14 @@ EXAMPLES = {
     ],
     "log": _unary(positive),
     "log_softmax": [((real(*shape),), {}) for shape in [(3, 5), (2, 2, 4), (6,), (3, 1), (0, 3)]],
+    "lora_conv2d": [
+        ((real(2, 4, 3, 2), frozen(18, 3), real(18, 2), real(2, 3)), {"scaling": 0.5, "kernel": 3, "padding": 1}),
+        (
+            (real(1, 6, 5, 2), frozen(12, 3), real(12, 1), real(1, 3), mask(1, 6, 5, 2) / 0.6, real(3)),
+            {"scaling": 2.0, "kernel": (2, 3), "stride": (2, 1), "padding": (1, 0), "dilation": (2, 1)},
+            [0, 2, 3, 5],
+        ),
+    ],
     "lora_linear": [
         ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5)), {"scaling": 0.5}),
         ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5), mask(3, 4) / 0.6), {"scaling": 2.0}, [0, 2, 3]),

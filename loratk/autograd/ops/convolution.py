@@ -1,10 +1,11 @@
 """2-D convolution and pooling, channels last."""
 
+import math
 from typing import Any
 
 from ...errors import ConfigError, ShapeError
 from ..tensor import Tensor, apply
-from ..vjps import defvjp
+from ..vjps import defvjp, defvjp_joint
 from .products import linear
 from .reductions import max_over
 
@@ -19,8 +20,8 @@ def pair(value: Pair, name: str, least: int) -> tuple[int, int]:
     return both[0], both[1]
 
 
-def im2col(x: Tensor, kernel: Pair, *, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1) -> Tensor:
-    """The patches a convolution looks at: (n, h, w, c) -> (n, oh, ow, kh*kw*c), taps row by row, channels innermost."""
+def _options(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> dict[str, tuple[int, int]]:
+    """The options of the kernels, all of them pairs, checked against an image (n, h, w, c)."""
     if x.ndim != 4:
         raise ShapeError(f"A 2-D convolution or pooling needs x (n, height, width, channels), found shape {x.shape}.")
     options = {
@@ -33,7 +34,12 @@ def im2col(x: Tensor, kernel: Pair, *, stride: Pair = 1, padding: Pair = 0, dila
         window = options["dilation"][axis] * (options["kernel"][axis] - 1) + 1
         if x.shape[1 + axis] + 2 * options["padding"][axis] < window:
             raise ShapeError(f"A window of {window} does not fit an image of shape {x.shape} padded by {options['padding']}.")
-    return apply("im2col", x, **options)
+    return options
+
+
+def im2col(x: Tensor, kernel: Pair, *, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1) -> Tensor:
+    """The patches a convolution looks at: (n, h, w, c) -> (n, oh, ow, kh*kw*c), taps row by row, channels innermost."""
+    return apply("im2col", x, **_options(x, kernel, stride, padding, dilation))
 
 
 def _im2col(K: Any, out: Any, x: Any, **options: Any) -> Any:
@@ -47,6 +53,52 @@ defvjp("im2col", _im2col)
 def conv2d(x: Tensor, w: Any, *, kernel: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1) -> Tensor:
     """Cross-correlation: (n, h, w, c), (kh*kw*c, k) -> (n, oh, ow, k). `w` is a tensor or a frozen weight's handle."""
     return linear(im2col(x, kernel, stride=stride, padding=padding, dilation=dilation), w)
+
+
+def lora_conv2d(
+    x: Tensor,
+    w: Any,
+    a: Any,
+    b: Any,
+    mask: Any = None,
+    bias: Any = None,
+    *,
+    scaling: float,
+    kernel: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+) -> Tensor:
+    """A convolution with W + scaling A B, plus bias: (n, h, w, c), a frozen weight's handle (d, k), (d, r), (r, k) -> (n, oh, ow, k).
+
+    d = kh*kw*c, and `bias` is (k,). `mask` (n, h, w, c) carries the dropout of the image that A sees, kept entries divided by
+    the keep probability.
+    """
+    options = _options(x, kernel, stride, padding, dilation)
+    shapes = [tuple(array.shape) for array in (w, a, b)]
+    d = math.prod(options["kernel"]) * x.shape[3]
+    if any(len(shape) != 2 for shape in shapes) or not d == w.shape[0] == a.shape[0] or (a.shape[1], w.shape[1]) != shapes[2]:
+        raise ShapeError("lora_conv2d needs W ({0}, k), A ({0}, r) and B (r, k), found {1}, {2} and {3}.".format(d, *shapes))
+    if mask is not None and tuple(mask.shape) != x.shape:
+        raise ShapeError(f"lora_conv2d needs a mask of x's shape {x.shape}, found {tuple(mask.shape)}.")
+    if bias is not None and tuple(bias.shape) != shapes[0][1:]:
+        raise ShapeError(f"lora_conv2d needs a bias of shape {shapes[0][1:]}, as W is {shapes[0]}, found {tuple(bias.shape)}.")
+    return apply("lora_conv2d", x, w, a, b, mask, bias, scaling=scaling, **options)
+
+
+def _lora_conv2d(
+    K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: Any, b: Any, mask: Any, bias: Any, scaling: float, **options: Any
+) -> Any:
+    xa = out[1]
+
+    def pull(g: Any) -> tuple[Any, ...]:
+        dx, da, db = K.lora_conv2d_grad(g, x, xa, w, a, b, mask, scaling=scaling, need_x=needs[0], **options)
+        return dx, None, da if needs[2] else None, db if needs[3] else None, None, g if needs[5] else None
+
+    return pull
+
+
+defvjp_joint("lora_conv2d", _lora_conv2d)
 
 
 def _windows(x: Tensor, kernel: Pair, stride: Pair | None) -> Tensor:

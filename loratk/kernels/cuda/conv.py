@@ -1,13 +1,16 @@
 """2-D convolution, channels last, as a matrix product over patches. Each thread gathers one element."""
 
+import math
+
 from numba import cuda
 
 from ...errors import ShapeError
 from ..reference.conv import out_size
-from .arrays import asarray, empty, flat
+from .arrays import asarray, asarrays, empty, flat, reshaped
 from .device import launch
+from .lora import lora_linear, lora_linear_grad
 
-__all__ = ["col2im", "im2col"]
+__all__ = ["col2im", "im2col", "lora_conv2d", "lora_conv2d_grad"]
 
 
 @cuda.jit
@@ -66,3 +69,29 @@ def col2im(g, *, shape, kernel, stride, padding, dilation):
     out = empty(shape, g.dtype)
     launch(_col2im, out.size, flat(g), flat(out), h, w, c, oh, ow, *kernel, *stride, *padding, *dilation)
     return out
+
+
+def _rows(x):
+    return reshaped(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def lora_conv2d(x, w, a, b, mask=None, bias=None, *, scaling, kernel, stride, padding, dilation):
+    """A convolution with W + scaling A B, plus bias, and the one with A: (n, h, w, c), handle (d, k), (d, r), (r, k) -> (.., k), (.., r).
+
+    `mask` (n, h, w, c) carries the dropout of the image that A sees. Both look at the same patches.
+    """
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    patches = im2col(x, **options)
+    seen = None if mask is None else _rows(im2col(mask, **options))
+    y, xa = lora_linear(_rows(patches), w, a, b, seen, bias, scaling=scaling)
+    return tuple(reshaped(each, (*patches.shape[:3], each.shape[1])) for each in (y, xa))
+
+
+def lora_conv2d_grad(g, x, xa, w, a, b, mask=None, *, scaling, kernel, stride, padding, dilation, need_x=True):
+    """Gradients of `lora_conv2d` for x, A and B: (n, oh, ow, k) -> (n, h, w, c) or None, (d, r), (r, k)."""
+    g, x, xa = asarrays(g, x, xa)
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    patches = im2col(x, **options)
+    seen = None if mask is None else _rows(im2col(mask, **options))
+    dx, da, db = lora_linear_grad(_rows(g), _rows(patches), _rows(xa), w, a, b, seen, scaling=scaling, need_x=need_x)
+    return dx if dx is None else col2im(reshaped(dx, patches.shape), shape=x.shape, **options), da, db

@@ -1,8 +1,12 @@
 """2-D convolution, channels last, as a matrix product over patches."""
 
+import math
+
 import numpy as np
 
-__all__ = ["col2im", "im2col"]
+from .lora import lora_linear, lora_linear_grad
+
+__all__ = ["col2im", "im2col", "lora_conv2d", "lora_conv2d_grad"]
 
 
 def out_size(size, kernel, stride, padding, dilation):
@@ -38,3 +42,29 @@ def col2im(g, *, shape, kernel, stride, padding, dilation):
         for j in range(kw):
             out[:, i * dh : i * dh + sh * oh : sh, j * dw : j * dw + sw * ow : sw][:, :oh, :ow] += patches[:, :, :, i, j]
     return np.ascontiguousarray(out[:, ph : ph + h, pw : pw + w])
+
+
+def _rows(x):
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def lora_conv2d(x, w, a, b, mask=None, bias=None, *, scaling, kernel, stride, padding, dilation):
+    """A convolution with W + scaling A B, plus bias, and the one with A: (n, h, w, c), handle (d, k), (d, r), (r, k) -> (.., k), (.., r).
+
+    d = kh*kw*c, and `..` are n, oh, ow; `bias` is (k,). `mask` (n, h, w, c) carries the dropout of the image that A sees, kept
+    entries divided by the keep probability. The options are those of `im2col`.
+    """
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    patches = im2col(x, **options)
+    seen = None if mask is None else _rows(im2col(mask, **options))
+    y, xa = lora_linear(_rows(patches), w, a, b, seen, bias, scaling=scaling)
+    return y.reshape(*patches.shape[:3], y.shape[1]), xa.reshape(*patches.shape[:3], xa.shape[1])
+
+
+def lora_conv2d_grad(g, x, xa, w, a, b, mask=None, *, scaling, kernel, stride, padding, dilation, need_x=True):
+    """Gradients of `lora_conv2d` for x, A and B: (n, oh, ow, k) -> (n, h, w, c) or None, (d, r), (r, k)."""
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    patches = im2col(x, **options)
+    seen = None if mask is None else _rows(im2col(mask, **options))
+    dx, da, db = lora_linear_grad(_rows(g), _rows(patches), _rows(xa), w, a, b, seen, scaling=scaling, need_x=need_x)
+    return dx if dx is None else col2im(dx.reshape(patches.shape), shape=x.shape, **options), da, db
