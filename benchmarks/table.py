@@ -1,7 +1,7 @@
-"""python -m benchmarks.table FILE...: the results of `--json` as the table of docs/performance.md."""
+"""python -m benchmarks.table FILE... [--into PAGE]: the results of `--json` as the table of docs/performance.md."""
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from .follows import follows
 
 HEAD = "| case | threads | loratk | floor | x floor | PEFT | faster |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
 def milliseconds(time: float, spread: float) -> str:
@@ -31,5 +32,24 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([HEAD, *map(row, results), "", *(f"- {text}" for text in follows(results))])
 
 
+def fill(page: str, text: str) -> str:
+    """The page with the text between its marks in place of what stood there."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="The results of --json as a table in Markdown.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --json wrote")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help=f"put it between {BEGIN} and {END} there")
+    chosen = parser.parse_args()
+    text = table([result for file in chosen.files for result in json.loads(file.read_text(encoding="utf-8"))])
+    if chosen.into:
+        chosen.into.write_text(fill(chosen.into.read_text(encoding="utf-8"), text), encoding="utf-8")
+    else:
+        print(text)
+
+
 if __name__ == "__main__":
-    print(table([result for file in sys.argv[1:] for result in json.loads(Path(file).read_text(encoding="utf-8"))]))
+    main()

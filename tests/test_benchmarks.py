@@ -21,7 +21,7 @@ from benchmarks.processes import WorkerError, remote
 from benchmarks.result import result
 from benchmarks.runner import Runner
 from benchmarks.start_up import first_step
-from benchmarks.table import table
+from benchmarks.table import BEGIN, END, fill, table
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"case", "threads", "ours_ms", "peer", "peer_ms", "floor_ms", "spread"}
@@ -114,6 +114,7 @@ def test_the_case_and_its_peer_compute_the_same():
 
 
 def test_the_memory_of_a_step_follows_its_rows():
+    pytest.importorskip("resource")
     with remote(1) as fresh:
         few = fresh.ask("memory", Layer("few", 512, d=512, k=512), "ours")
     with remote(1) as fresh:
@@ -166,6 +167,14 @@ def test_the_table_of_results():
     assert got[3] == "| `alone` | 1 | 1500 ms ±0% |  |  |  |  |"
 
 
+def test_the_page_has_a_place_for_the_table():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    got = fill(page, "the new table")
+    assert got.startswith(page.split(BEGIN)[0])
+    assert got.endswith(page.split(END)[1])
+    assert f"{BEGIN}\nthe new table\n{END}" in got
+
+
 def test_the_floor_is_the_faster_library(monkeypatch):
     taken = {"ours": [3.0] * 3, "peft": [6.0] * 3, "floor by numpy": [2.0] * 3, "floor by torch": [1.0] * 3}
     monkeypatch.setattr("benchmarks.runner.in_turns", lambda *arguments, **options: taken)
@@ -184,6 +193,7 @@ def test_the_picture_is_drawn(tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_memory_is_for_a_case_of_its_own_process():
+def test_memory_counts_the_weights():
+    pytest.importorskip("resource")
     got = memory(small(named(START_UP)), "ours")
-    assert got.weights > 0 <= got.step
+    assert got.weights >= 4 * (12 * 12 + 12) * 2 + 4 * (12 * 10 + 10)
