@@ -13,7 +13,7 @@ import numpy as np
 from .. import runtime
 from .pack import DEPTH, line, pack, pack_a, pack_b
 from .thin import THIN, across, dots
-from .tile import MR, columns, tile
+from .tile import MR, columns, pair_tile, tile
 
 __all__ = ["matmul"]
 
@@ -24,22 +24,36 @@ FEW_ROWS = 256  # rows up to which columns are shared out instead
 
 
 @runtime.jit(inline=True)
+def _put(edge, nr, tall, wide, c, here, k, add):
+    """The part of a tile that lies inside C."""
+    for q in range(tall):
+        for r in range(wide):
+            old = c[here + q * k + r] if add else edge.dtype.type(0)
+            c[here + q * k + r] = old + edge[q * nr + r]
+
+
+@runtime.jit(inline=True)
 def _block(packed, b, b_at, low_a, low_b, rank, c, edge, i0, tall, left, right, k, nr, kk, add):
     """Rows i0 to i0 + tall of C, column panels left to right: packed A times one block of B, whose panels are kk deep, + low_a low_b."""
     for j in range(left, right):
         at = b_at + j * kk * nr
         low = j * rank * nr
         wide = min(nr, k - j * nr)
+        if tall <= 2:
+            here = i0 * k + j * nr
+            if wide == nr and tall == 2:
+                pair_tile(packed, 0, 2, b, at, nr, kk, low_a, 0, low_b, low, rank, c, here, k, add)
+            else:
+                pair_tile(packed, 0, 2, b, at, nr, kk, low_a, 0, low_b, low, rank, edge, 0, nr, 0)
+                _put(edge, nr, tall, wide, c, here, k, add)
+            continue
         for i in range(0, tall, MR):
             here = (i0 + i) * k + j * nr
             if wide == nr and tall - i >= MR:
                 tile(packed, i * kk, MR, b, at, nr, kk, low_a, i * rank, low_b, low, rank, c, here, k, add)
             else:
                 tile(packed, i * kk, MR, b, at, nr, kk, low_a, i * rank, low_b, low, rank, edge, 0, nr, 0)
-                for q in range(min(MR, tall - i)):
-                    for r in range(wide):
-                        old = c[here + q * k + r] if add else edge.dtype.type(0)
-                        c[here + q * k + r] = old + edge[q * nr + r]
+                _put(edge, nr, min(MR, tall - i), wide, c, here, k, add)
 
 
 @runtime.jit
@@ -51,10 +65,11 @@ def add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, left, right, d
     panels = (k + nr - 1) // nr
     for i0 in range(first, last, rows):
         tall = min(rows, last - i0)
-        pack_a(low_a, rank, 1, i0, tall, 0, rank, low_packed, MR)
+        mr = 2 if tall <= 2 else MR  # one or two rows are memory work: sums for rows that are not there would show
+        pack_a(low_a, rank, 1, i0, tall, 0, rank, low_packed, mr)
         for p0 in range(0, max(d, 1), depth):
             kk = min(depth, d - p0)
-            pack_a(a, s0, s1, i0, tall, p0, kk, packed, MR)
+            pack_a(a, s0, s1, i0, tall, p0, kk, packed, mr)
             add = 1 if p0 > 0 else 0
             terms = rank if p0 + depth >= d else 0  # the low-rank terms go with the last block
             _block(packed, b, p0 * panels * nr, low_packed, low_b, terms, c, edge, i0, tall, left, right, k, nr, kk, add)
@@ -138,7 +153,7 @@ def product(a, b):
     if n * d * k <= SMALL:
         return _stack(a, b, 1, n, d, k)
     (flat_a, s0, s1), (flat_b, t0, t1) = line(a), line(b)
-    if k <= THIN and s1 == 1:
+    if k <= THIN and s1 == 1 and not (n < 16 and t1 == 1):  # for few rows, turning b costs more than the product
         return dots(flat_a.reshape(n, d), np.ascontiguousarray(b.T))
     if n <= THIN and t1 == 1:
         return across(flat_a, s0, s1, n, flat_b.reshape(d, k))

@@ -135,3 +135,5 @@ from 0 to depth, and for the low-rank factors, which are packed (rank, MR) and (
 """
 low_tile = _make(LOW)
 """The same with LOW rows."""
+pair_tile = _make(2)
+"""The same with two rows."""
