@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -26,9 +27,12 @@ class Node:
 
     __slots__ = ("joint", "number", "op", "pullbacks", "shapes", "sources")
 
+    sources: Sequence[Union["Node", "Tensor", None]] | None
+
     def __init__(self, op: str, sources: Sequence[Union["Node", "Tensor", None]], shapes: Sequence[Any]) -> None:
-        self.op, self.number = op, next(_count)
-        self.sources: Sequence[Node | Tensor | None] | None = sources
+        self.op = op
+        self.number = next(_count)
+        self.sources = sources
         self.shapes = shapes
         self.pullbacks: Sequence[Pullback | None] = ()
         self.joint: Pullback | None = None
@@ -102,7 +106,7 @@ def _reachable(root: Node) -> list[Node]:
             if isinstance(source, Node) and source not in seen:
                 seen.add(source)
                 stack.append(source)
-    return sorted(seen, key=lambda node: node.number, reverse=True)
+    return sorted(seen, key=attrgetter("number"), reverse=True)
 
 
 def run_backward(K: Backend, root: Node, gradient: Any) -> None:

@@ -1,5 +1,6 @@
 """The tensor: an array that remembers which ops made it."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """The number of entries."""
-        return int(np.prod(self.data.shape, dtype=np.int64))
+        return math.prod(self.data.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -202,7 +203,16 @@ class Tensor:
                 raise ShapeError(
                     f"backward() without a gradient needs a single number, found shape {self.shape}; take a sum or mean, or pass one."
                 )
-            gradient = Tensor(self.backend.asarray(np.ones(self.shape, self.dtype)), backend=self.backend)
+            seed = self.backend.asarray(np.ones(self.shape, self.data.dtype))
+        else:
+            seed = self._seed(gradient)
+        if self._node is None:
+            self.grad = seed if self.grad is None else self.backend.add(self.grad, seed)
+        else:
+            run_backward(self.backend, self._node, seed)
+
+    def _seed(self, gradient: Any) -> Any:
+        """The array of a gradient passed to `backward`, which must be like this tensor. Raises BackendError, DtypeError or ShapeError."""
         if isinstance(gradient, (int, float)):
             gradient = np.asarray(gradient, self.dtype)
         if not isinstance(gradient, Tensor):  # copied, as it may become the grad of a leaf
@@ -213,10 +223,7 @@ class Tensor:
             raise DtypeError(f"The gradient passed to backward() must be {self.dtype}, as the tensor is, found {gradient.dtype}.")
         if gradient.shape != self.shape:
             raise ShapeError(f"The gradient passed to backward() must have the tensor's shape {self.shape}, found {gradient.shape}.")
-        if self._node is None:
-            self.grad = gradient.data if self.grad is None else self.backend.add(self.grad, gradient.data)
-        else:
-            run_backward(self.backend, self._node, gradient.data)
+        return gradient.data
 
 
 def apply(op: str, *operands: Any, **options: Any) -> Tensor:

@@ -149,7 +149,7 @@ class LoraLayer(Module):
 
     def _fused(self, x: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor | None:
         assert self.layer_type is not None
-        if not self.use_fused or len(active) > 1 or not self.layer_type.weight(self.base).frozen:
+        if len(active) > 1 or not self.use_fused or self.layer_type.weight(self.base).requires_grad:
             return None
         layer_adapter, weight = active[0]
         adapter = layer_adapter.block("")

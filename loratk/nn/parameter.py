@@ -88,7 +88,7 @@ class Parameter(Tensor):
 
         All axes but the last are one, so that a convolution's (kh, kw, c, k) acts as (kh*kw*c, k).
         """
-        if not self.frozen:
+        if self._trains:
             raise StateError("Only a frozen parameter has a handle, this one trains; freeze() it, or use matrix().")
         if self._handle is None:
             self._handle = self.backend.freeze_weight(self.backend.reshape(self._data, shape=self._as_matrix()))

@@ -41,13 +41,14 @@ def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, labe
     numbers = labels.numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if numbers.dtype.kind not in "iu":
         raise DtypeError(f"cross_entropy needs integer labels, found dtype {numbers.dtype}.")
-    if numbers.shape != logits.shape[:-1] or logits.ndim < 2:
-        raise ShapeError(f"cross_entropy needs logits (..., k) and labels (...,), found {logits.shape} and {numbers.shape}.")
-    classes, numbers = logits.shape[-1], np.array(numbers, np.int64, order="C")
+    shape = logits.shape
+    if numbers.shape != shape[:-1] or len(shape) < 2:
+        raise ShapeError(f"cross_entropy needs logits (..., k) and labels (...,), found {shape} and {numbers.shape}.")
+    classes, numbers = shape[-1], np.array(numbers, np.int64, order="C")
     all_count = numbers.size and not 0 <= ignore_index < classes and numbers.view(np.uint64).max() < classes  # negative: huge
     if not all_count:
         _check_labels(numbers, classes, ignore_index)
-    rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
+    rows = logits if len(shape) == 2 else logits.reshape(-1, classes)
     return apply("cross_entropy", rows, numbers.reshape(-1), ignore_index=int(ignore_index), smoothing=smoothing)
 
 

@@ -19,7 +19,11 @@ def flat(loop, *arrays, constants=(), grain=GRAIN):
             break
     out = np.empty(shape, arrays[0].dtype)
     lines = [array.reshape(-1) for array in arrays]  # a copy where it is not contiguous
-    parallel_for(loop, out.size, *lines, *constants, out.reshape(-1), grain=grain)
+    size = out.size
+    if 0 < size < 2 * grain:  # one part
+        loop(0, size, *lines, *constants, out.reshape(-1))
+    else:
+        parallel_for(loop, size, *lines, *constants, out.reshape(-1), grain=grain)
     return out
 
 
