@@ -72,7 +72,8 @@ def col2im(g, *, shape, kernel, stride, padding, dilation):
 
 
 def _rows(x):
-    return reshaped(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    *lead, last = x.shape
+    return reshaped(x, (math.prod(lead), last))
 
 
 def lora_conv2d(x, w, a, b, mask=None, bias=None, *, scaling, kernel, stride, padding, dilation):
@@ -84,7 +85,8 @@ def lora_conv2d(x, w, a, b, mask=None, bias=None, *, scaling, kernel, stride, pa
     patches = im2col(x, **options)
     seen = None if mask is None else _rows(im2col(mask, **options))
     y, xa = lora_linear(_rows(patches), w, a, b, seen, bias, scaling=scaling)
-    return tuple(reshaped(each, (*patches.shape[:3], each.shape[1])) for each in (y, xa))
+    n, oh, ow, _ = patches.shape
+    return tuple(reshaped(each, (n, oh, ow, each.shape[1])) for each in (y, xa))
 
 
 def lora_conv2d_grad(g, x, xa, w, a, b, mask=None, *, scaling, kernel, stride, padding, dilation, need_x=True):
@@ -94,4 +96,4 @@ def lora_conv2d_grad(g, x, xa, w, a, b, mask=None, *, scaling, kernel, stride, p
     patches = im2col(x, **options)
     seen = None if mask is None else _rows(im2col(mask, **options))
     dx, da, db = lora_linear_grad(_rows(g), _rows(patches), _rows(xa), w, a, b, seen, scaling=scaling, need_x=need_x)
-    return dx if dx is None else col2im(reshaped(dx, patches.shape), shape=x.shape, **options), da, db
+    return dx if dx is None else col2im(reshaped(dx, tuple(patches.shape)), shape=tuple(x.shape), **options), da, db
