@@ -6,6 +6,7 @@ from typing import Any
 from .timing import summary
 
 HEAD = f"{'case':44}{'threads':>8}{'loratk':>10}{'floor':>10}{'x floor':>9}{'peer':>10}{'faster':>9}"
+UNSTEADY = 0.3  # spread, as a share of the median, above which figures say more about the machine
 
 
 def result(case: str, threads: int, peer: str | None, taken: Mapping[str, Sequence[float]], *, floor: str = "") -> dict[str, Any]:
@@ -30,4 +31,5 @@ def line(result: Mapping[str, Any], floor_by: str = "") -> str:
     text = f"{result['case']:44}{result['threads']:8}{ours:10.3f}"
     text += f"{floor:10.3f}{ours / floor:8.2f}x" if floor else " " * 19
     text += f"{peer:10.3f}{peer / ours:8.2f}x" if peer else " " * 19
-    return f"{text}  {floor_by}".rstrip()
+    shares = [spread / result[key] for key, spread in result["spread"].items() if spread is not None]
+    return f"{text}  {floor_by}{'  UNSTEADY: is the machine busy?' if max(shares) > UNSTEADY else ''}".rstrip()

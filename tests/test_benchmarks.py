@@ -18,7 +18,7 @@ from benchmarks.layer import Layer
 from benchmarks.memory import memory
 from benchmarks.network import Network
 from benchmarks.processes import WorkerError, remote
-from benchmarks.result import result
+from benchmarks.result import line, result
 from benchmarks.runner import Runner
 from benchmarks.start_up import first_step
 from benchmarks.table import BEGIN, END, fill, table
@@ -158,6 +158,11 @@ def test_what_follows_from_results():
     assert speed == "linear: 1.90 times as fast on 2 threads as on one"
     assert java.startswith("java-forward: 310 times as fast")
     assert depth == "depth 8 to 32: time ~ depth^1.00, at most 0% off a straight line"
+
+
+def test_figures_that_scatter_are_marked():
+    assert "UNSTEADY" in line(result("case", 2, None, {"ours": [1.0, 2.0, 3.0, 4.0]}))
+    assert "UNSTEADY" not in line(result("case", 2, None, {"ours": [3.0, 3.1, 3.0, 3.1]}))
 
 
 def test_the_table_of_results():
