@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from loratk import LayerType, LoraConfig, Method, build_registry, hookimpl, hookspecs
 from loratk.cli import main
-from loratk.errors import PluginError, UnknownNameError
+from loratk.errors import BackendError, PluginError, UnknownNameError
 from loratk.io import StoreBase
 from loratk.lora.layer_types import LinearType
 from loratk.lora.methods import Call, Lora
@@ -176,8 +176,13 @@ def test_a_broken_plugin_that_is_left_out_stands_in_nothings_way(tmp_path, monke
 
     assert "broken: The plugin 'broken'" in cli("info").stdout
     assert "broken" not in cli("--without", "broken", "info").stdout
-    got = cli("--without", "broken", "demo", "--rank", "11", "--out", str(tmp_path / "out"))
-    assert got.stderr.startswith("Error: Rank 11")  # so the config was made
+
+    def absent(name):
+        raise BackendError("no such device")
+
+    monkeypatch.setattr("loratk.nn.module.get_backend", absent)
+    got = cli("--without", "broken", "demo", "--device", "reference", "--out", str(tmp_path / "out"))
+    assert got.stderr.startswith("Error: no such device")  # so the config was made
     with pytest.raises(PluginError):
         default_registry()
 
