@@ -84,7 +84,10 @@ for name, kernel in backend.kernels.items():
     for dtype in (np.float32, np.float64):
         launched = []
         for args, options in EXAMPLES[name](np.random.default_rng(0), dtype, 3):
-            moved = [backend.freeze_weight(arg.array) if isinstance(arg, Frozen) else backend.asarray(arg) for arg in args]
+            moved = [
+                arg if arg is None else backend.freeze_weight(arg.array) if isinstance(arg, Frozen) else backend.asarray(arg)
+                for arg in args
+            ]
             try:
                 kernel(*moved, **options)
             except Exception as error:
