@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from .exchange.format import AdapterFormat
     from .io.store import Store
     from .lora.layer_types import LayerType
     from .lora.methods import Method
@@ -30,3 +31,8 @@ def register_methods() -> list["Method"]:  # type: ignore[empty-body]
 @hookspec
 def register_stores() -> list["Store"]:  # type: ignore[empty-body]
     """File formats for flat dicts of arrays and strings. Key: `name`."""
+
+
+@hookspec
+def register_formats() -> list["AdapterFormat"]:  # type: ignore[empty-body]
+    """How other tools keep adapters in files. Key: `name`."""

@@ -15,6 +15,7 @@ from . import hookspecs
 from .errors import PluginError, UnknownNameError, choices
 
 if TYPE_CHECKING:
+    from .exchange.format import AdapterFormat
     from .io.store import Store
     from .lora.layer_types import LayerType
     from .lora.methods import Method
@@ -29,6 +30,7 @@ class Registry:
     layer_types: "dict[type, LayerType[Any]]"
     methods: "dict[str, Method]"
     stores: "dict[str, Store]"
+    formats: "dict[str, AdapterFormat]"
     owners: dict[tuple[str, Any], str] = field(default_factory=dict)
 
     def layer_type(self, module: object) -> "LayerType[Any] | None":
@@ -67,6 +69,7 @@ def build_registry(without: Iterable[str] = (), extra: Iterable[tuple[str, objec
         _collect(manager, "register_layer_types", "layer type", "module", owners),
         _collect(manager, "register_methods", "method", "name", owners),
         _collect(manager, "register_stores", "store", "name", owners),
+        _collect(manager, "register_formats", "format", "name", owners),
         owners,
     )
 

@@ -14,5 +14,6 @@ def command() -> None:
         *(("layer type", plugins.layer_types[key].name, key.__name__, plugins.owners["layer type", key]) for key in plugins.layer_types),
         *(("method", name, "", plugins.owners["method", name]) for name in plugins.methods),
         *(("store", name, " ".join(store.suffixes), plugins.owners["store", name]) for name, store in plugins.stores.items()),
+        *(("format", name, format.title, plugins.owners["format", name]) for name, format in plugins.formats.items()),
     ]
     table(("kind", "name", "for", "plugin"), rows)

@@ -1,43 +1,25 @@
-"""Adapters as a file: plain data to and from any store, checked as a whole. The layout is public: docs/format.md."""
+"""loratk's own layout: adapters to and from any store, checked as a whole. It is public: docs/format.md."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError, FormatError, UnknownNameError, choices, faults
-from .io import strict_json
-from .io.find import find_store
-from .io.store import Reader, Store
-from .io.text import escape, from_text, to_text, unescape
+from ..errors import ConfigError, FormatError, UnknownNameError, choices, faults
+from ..io import strict_json
+from ..io.find import find_store
+from ..io.store import Reader, Store
+from ..io.text import escape, from_text, to_text, unescape
+from .state import AdapterState, metadata_faults, module_faults, value_faults
 
 FORMAT, FORMAT_VERSION = "loratk-adapter", "1"
 ROOT = "adapters"
-
-
-@dataclass(frozen=True, eq=False)
-class AdapterState:
-    """One adapter as plain data.
-
-    `tensors` are named `<module path>.<parameter>`, such as `layers.0.lora_A (d, r)` and `layers.0.lora_B (r, k)`. `modules` says for each
-    module path what a reader must know: `method`, `layer_type`, `shape` [d, k], `rank`, `alpha`, `scaling`; all of it, and `config`,
-    expressible as JSON.
-    """
-
-    name: str
-    config: dict[str, Any]
-    tensors: dict[str, np.ndarray]
-    modules: dict[str, dict[str, Any]]
-    fingerprint: str = ""  # of the base model; "" where it is not known
-    metadata: dict[str, str] = field(default_factory=dict)  # the user's own
-    version: str = ""  # of the loratk that wrote it; filled in on writing
 
 
 def write_adapters(
@@ -86,7 +68,7 @@ def read_adapters(
         read = []
         for name, state in wanted.items():
             tensors = {_key(module, parameter): reader.array(full) for (module, parameter), full in tree.adapters[name].items()}
-            found += [f"adapter {name!r}: {fault}" for fault in _value_faults(tensors)]
+            found += [f"adapter {name!r}: {fault}" for fault in value_faults(tensors)]
             read.append(replace(state, tensors=tensors))
         if found:
             raise FormatError(faults(f"'{path}' is not a sound adapter file (docs/format.md); correct it or get a new copy:", found))
@@ -113,7 +95,7 @@ class _Packed:
             self.faults.append(f"config must be a dict, found {state.config!r}")
         self._json(f"{base}/config", state.config, "config")
         self._json(f"{base}/metadata", state.metadata, "metadata")
-        self.faults += _metadata_faults(state.metadata)
+        self.faults += metadata_faults(state.metadata)
         self.strings[f"{base}/fingerprint"] = state.fingerprint
         self.strings[f"{base}/version"] = state.version or _version()
         shapes: dict[str, dict[str, tuple[int, ...]]] = {module: {} for module in state.modules}
@@ -125,8 +107,8 @@ class _Packed:
             for key, value in record.items():
                 self._json(f"{base}/{escape(module)}/{escape(key)}", value, f"module {module!r}, {key!r}", plain=True)
         for module, parameters in shapes.items():
-            self.faults += _module_faults(module, state.modules.get(module, {}), parameters)
-        self.faults += _value_faults(state.tensors)
+            self.faults += module_faults(module, state.modules.get(module, {}), parameters)
+        self.faults += value_faults(state.tensors)
 
     def _json(self, name: str, value: Any, what: str, *, plain: bool = False) -> None:
         try:
@@ -173,12 +155,12 @@ class _Tree:
         shapes: dict[str, dict[str, tuple[int, ...]]] = {module: {} for module in modules}
         for (module, parameter), full in self.adapters[name].items():
             shapes.setdefault(module, {})[parameter] = self._reader.info(full)[0]
-        found = [fault for module, parameters in shapes.items() for fault in _module_faults(module, modules.get(module, {}), parameters)]
+        found = [fault for module, parameters in shapes.items() for fault in module_faults(module, modules.get(module, {}), parameters)]
         config, metadata = {}, {}
         try:
             config = _object(strings, "config")
             metadata = _object(strings, "metadata") if "metadata" in strings else {}
-            found += _metadata_faults(metadata)
+            found += metadata_faults(metadata)
         except ValueError as error:
             found.append(str(error))
         self._found += [f"adapter {name!r}: {fault}" for fault in found]
@@ -213,50 +195,6 @@ def _seems(reader: Reader) -> str:
     return f"it holds {len(names)} arrays in no layout known here ({choices(names[:3])})"
 
 
-def _module_faults(module: str, record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """What is wrong with one module's record and the shapes of its parameters."""
-    where = f"module {module!r}"
-    if not record:
-        yield f"{where} has tensors ({choices(shapes)}) but no record (method, rank, alpha, scaling)"
-        return
-    if not shapes:
-        yield f"{where} has a record but no tensors"
-    if not isinstance(record.get("method"), str):
-        yield f"{where}: method must be a name, found {record.get('method')!r}"
-    for key in ("alpha", "scaling"):
-        if key in record and not _is_number(record[key]):
-            yield f"{where}: {key} must be a finite number, found {record[key]!r}"
-    rank, shape = record.get("rank"), record.get("shape")
-    if "rank" in record and not _is_size(rank):
-        yield f"{where}: rank must be a whole number from 1 up, found {rank!r}"
-    if "shape" in record and not (isinstance(shape, list | tuple) and len(shape) == 2 and all(_is_size(size) for size in shape)):
-        yield f"{where}: shape must be two whole numbers [d, k], found {shape!r}"
-        shape = None
-    if "lora_A" not in shapes and "lora_B" not in shapes:
-        return
-    for key in ("rank", "alpha", "scaling"):
-        if key not in record:
-            yield f"{where}: {key} is missing"
-    d, k = shape or ("d", "k")
-    for parameter, want in (("lora_A", (d, rank)), ("lora_B", (rank, k))):
-        got = shapes.get(parameter)
-        if got is None:
-            yield f"{where}: tensor {parameter!r} is missing"
-        elif len(got) != 2 or any(isinstance(size, int) and size != length for size, length in zip(want, got, strict=True)):
-            yield f"{where}: {parameter} must have shape ({want[0]}, {want[1]}), found {got}"
-
-
-def _value_faults(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
-    for key, tensor in tensors.items():
-        if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            yield f"tensor {key!r} has {np.count_nonzero(~np.isfinite(tensor))} values that are NaN or infinite: training diverged"
-
-
-def _metadata_faults(metadata: Any) -> Iterator[str]:
-    if not isinstance(metadata, Mapping) or not all(isinstance(text, str) for pair in metadata.items() for text in pair):
-        yield f"metadata must be a dict of strings to strings, found {metadata!r}"
-
-
 def _object(strings: Mapping[str, str], key: str) -> dict[str, Any]:
     if key not in strings:
         raise ValueError(f"{key} is missing")
@@ -267,14 +205,6 @@ def _object(strings: Mapping[str, str], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{key} must be a JSON object, found {strings[key]!r}")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _key(module: str, parameter: str) -> str:

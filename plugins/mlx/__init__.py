@@ -1,0 +1,10 @@
+"""Adapters as mlx keeps them."""
+
+from loratk import hookimpl
+from loratk.exchange import AdapterFormat
+
+
+@hookimpl
+def register_formats() -> list[AdapterFormat]:
+    """None yet."""
+    return []
