@@ -13,16 +13,22 @@ from typing import Any
 
 import numpy as np
 
+MOST = 512  # workers
+MAILBOX = 16  # entries of a mailbox, so that no two share a cache line
+
 
 class Worker:
     """One thread that is handed calls. Between two of them it watches for the next for a moment, then sleeps.
 
     `_begun` and `_ended` are flags that a waiting thread can watch outside Python's global lock. Who sets a flag also
     wakes the other side, if that has gone to sleep; under the global lock one of the two always sees the other.
+    `mail` is the worker's mailbox for work that needs no Python (`spin.py`).
     """
 
-    def __init__(self, name: str, watch: Callable[[np.ndarray], bool]) -> None:
-        self._watch = watch
+    def __init__(self, name: str, mail: np.ndarray) -> None:
+        from .spin import serve, spin  # compiled: not before it is needed
+
+        self._serve, self._watch, self._mail = serve, spin, mail
         self._begun, self._ended = np.zeros(1, np.int64), np.zeros(1, np.int64)
         self._call: Callable[[], object] = bool
         self._running = self._asleep = False
@@ -33,11 +39,13 @@ class Worker:
 
     def _run(self) -> None:
         while True:
-            if not self._watch(self._begun):
+            if not self._serve(self._begun, self._mail):
                 self._asleep = True
-                while not self._begun[0]:
+                if not self._begun[0]:
                     self._wake.get()
                 self._asleep = False
+                if not self._begun[0]:  # roused, or woken late for a call that is done
+                    continue
             self._begun[0] = 0
             try:
                 self._call()
@@ -55,6 +63,11 @@ class Worker:
         self._error, self._call, self._running = None, call, True
         self._ended[0] = 0
         self._begun[0] = 1
+        if self._asleep:
+            self._wake.put(None)
+
+    def rouse(self) -> None:
+        """Have it watch for work again, if it sleeps."""
         if self._asleep:
             self._wake.put(None)
 
@@ -83,6 +96,21 @@ class Pool:
     def _reset(self) -> None:  # threads do not survive a fork
         self._workers: list[Worker] = []
         self._busy = threading.Lock()
+        self.mails = np.zeros((MOST, MAILBOX), np.int64)
+
+    def _grow(self, count: int) -> None:
+        while len(self._workers) < count:
+            self._workers.append(Worker(f"loratk-{len(self._workers) + 1}", self.mails[len(self._workers)]))
+
+    def rouse(self, count: int) -> None:
+        """Have that many workers watch their mailboxes, `mails`, very soon."""
+        if len(self._workers) < count and self._busy.acquire(blocking=False):
+            try:
+                self._grow(count)
+            finally:
+                self._busy.release()
+        for worker in self._workers[:count]:
+            worker.rouse()
 
     def run(self, calls: list[Callable[[], Any]]) -> None:
         """Run all calls and return when the last has ended; the first error is raised then."""
@@ -93,11 +121,7 @@ class Pool:
         waits: list[Callable[[], Any]] = []
         errors: list[BaseException] = []
         try:
-            if len(self._workers) < len(calls) - 1:
-                from .spin import spin  # compiled: not before it is needed
-
-                while len(self._workers) < len(calls) - 1:
-                    self._workers.append(Worker(f"loratk-{len(self._workers) + 1}", spin))
+            self._grow(len(calls) - 1)
             for worker, call in zip(self._workers, calls[1:], strict=False):
                 waits.append(worker.wait)
                 worker.start(call)

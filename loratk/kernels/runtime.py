@@ -84,6 +84,14 @@ def parallel_for(loop: Callable[..., object], size: int, *args: Any, grain: int 
     _pool.run([partial(loop, start, stop, *args) for start, stop in pairwise(cuts)])
 
 
+def mailboxes() -> tuple[Any, int]:
+    """The workers' mailboxes for `spin.share`, and how many workers the thread count allows; they are roused to watch."""
+    count = min(get_num_threads(), len(_pool.mails)) - 1
+    if count > 0:
+        _pool.rouse(count)
+    return _pool.mails, count
+
+
 @cache
 def cache_dir() -> Path | None:
     """Where compiled code is kept, or None where nothing can be written.
@@ -135,6 +143,24 @@ def jit(function: Function | None = None, *, reassociate: bool = False, inline: 
             return numba.njit(cache=True, **flags)(function)
         finally:
             config.CACHE_DIR = before
+
+
+def by_address(function: Function) -> Callable[[], int]:
+    """A function(start, stop, argument) of int64 that compiled code calls at an address: compiled when that is first asked for."""
+    import numba
+
+    @cache
+    def compiled() -> Any:
+        folder = cache_dir()
+        config: Any = numba.config
+        with _compiling:
+            before, config.CACHE_DIR = config.CACHE_DIR, str(folder or config.CACHE_DIR)
+            try:
+                return numba.cfunc("void(int64, int64, int64)", cache=folder is not None, error_model="numpy")(function)
+            finally:
+                config.CACHE_DIR = before
+
+    return lambda: compiled().address
 
 
 def specialise(function: Callable[..., Any], *, float32: Callable[..., Any], float64: Callable[..., Any]) -> None:

@@ -66,13 +66,18 @@ class LoraAdapter(Module):
         """The parameters by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Parameter)}
 
+    @property
+    def drops(self) -> bool:
+        """Whether a pass now would draw a mask."""
+        return bool(self.dropout) and self.training
+
     def mask(self, x: Any) -> Any:
         """The dropout of one pass: None where there is none, else an array that the adapter's input is multiplied by.
 
         Floating inputs lose single entries. Integer inputs pick rows of the weight, as one-hot vectors would, so there
         a whole look-up is lost: the mask has the shape of x.
         """
-        if not self.dropout or not self.training:
+        if not self.drops:
             return None
         dtype = next(iter(self.tensors().values())).dtype.type
         return (self.rng.random(x.shape, np.float32) >= self.dropout) * dtype(1 / (1 - self.dropout))

@@ -11,6 +11,7 @@ from ..autograd import Tensor, ops
 from ..errors import ConfigError, StateError, UnknownNameError, choices
 from ..kernels import Backend
 from ..nn import Module, Parameter
+from ..nn.chain import Link
 from ..plugins import Registry
 from .adapter import LoraAdapter
 from .config import LoraConfig
@@ -146,6 +147,22 @@ class LoraLayer(Module):
         x, bias = self.base.input(x), self.base_bias()
         y = self._fused(x, bias, active)
         return self._with_bias(self._generic(x, active), bias, active) if y is None else self._with_bias(y, None, active)
+
+    def link(self) -> Link | None:
+        """The layer as a link of a chain: a frozen linear layer as it is, or with one LoRA adapter that drops nothing."""
+        if self.layer_type is None or not self.layer_type.chains or type(self).forward is not LoraLayer.forward:
+            return None
+        link: Link | None = self.base.link()
+        if link is None or not self.active or not self.enabled or self.merged is not None:
+            return link
+        if len(self.active) > 1 or not self.use_fused:
+            return None
+        ((name, weight),) = self.active.items()
+        layer_adapter = self.adapter(name)
+        adapter = layer_adapter.block("")
+        if adapter is None or layer_adapter.bias is not None or adapter.method.name != "lora" or adapter.drops:
+            return None
+        return Link(link.weight, link.bias, vars(adapter)["lora_A"], vars(adapter)["lora_B"], adapter.scaling * weight)
 
     def _fused(self, x: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor | None:
         assert self.layer_type is not None

@@ -24,6 +24,9 @@ class LayerType(Generic[M]):
     fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {}
     """By method name a faster way of product, update and bias: `(module, x, adapter, scaling, mask, bias) -> Tensor`; see `LinearType`."""
 
+    chains: ClassVar[bool] = False
+    """Whether the product is x W and nothing else, so that neighbouring layers may go through one op (`Module.link`)."""
+
     def apply(self, module: M, x: Any, m: Any) -> Tensor:
         """The module's operation with a matrix in its weight's place, without bias.
 
@@ -77,7 +80,7 @@ def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: 
 class LinearType(LayerType[Linear]):
     """`Linear`: x W."""
 
-    name, module, linear = "linear", Linear, True
+    name, module, linear, chains = "linear", Linear, True, True
     fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora_linear}
 
     def apply(self, module: Linear, x: Any, m: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..autograd import Tensor, ops
+from .chain import RELU
 from .module import Module
 
 
@@ -20,6 +21,10 @@ class ReLU(Module):
     def forward(self, x: Any) -> Tensor:
         """(...) -> (...)."""
         return ops.relu(self.input(x))
+
+    def link(self) -> Any:
+        """ReLU, in a chain."""
+        return RELU if type(self) is ReLU else None
 
 
 class GELU(Module):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import ConfigError, DtypeError, UnknownNameError, choices
 from .activations import ACTIVATIONS
+from .chain import run
 from .linear import Linear, positive
 from .module import Module, generator
 
@@ -23,9 +24,7 @@ class Sequential(Module):
 
     def forward(self, x: Any) -> Any:
         """The last module of the one before ... of the first of x."""
-        for _, module in self.children():
-            x = module(x)
-        return x
+        return run([module for _, module in self.children()], x)
 
     def __len__(self) -> int:
         return sum(1 for _ in self.children())

@@ -8,6 +8,7 @@ import numpy as np
 from ..autograd import Tensor, ops
 from ..errors import ConfigError, DtypeError, ShapeError
 from ..kernels import Backend
+from .chain import Link
 from .module import Module, float_dtype, generator
 from .parameter import Parameter
 
@@ -92,6 +93,13 @@ class Linear(Affine):
     def apply_matrix(self, x: Tensor, m: Any) -> Tensor:
         """x m: (..., d), (d, k') -> (..., k')."""
         return ops.linear(x, m)
+
+    def link(self) -> Link | None:
+        """The layer as a link of a chain, if it is frozen."""
+        bias = self.bias
+        if type(self) is not Linear or self.weight.requires_grad or (bias is not None and bias.requires_grad):
+            return None
+        return Link(self.weight.handle(), bias)
 
     def describe(self) -> str:
         """The shape, for the repr."""

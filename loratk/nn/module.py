@@ -54,6 +54,13 @@ class Module:
         """The same as `forward`."""
         return self.forward(*args, **kwargs)
 
+    def link(self) -> Any:
+        """What the module is in a chain that goes through one op: a `chain.Link`, `chain.RELU`, or None if it has to be called.
+
+        It must compute just that, now: asked before every call of a chain.
+        """
+        return None
+
     # The tree
 
     def children(self) -> Iterator[tuple[str, "Module"]]:

@@ -434,3 +434,34 @@ def _lora_column_norm(rng: np.random.Generator, dtype: Any, rows: int) -> list[E
         w, a, b = (order(draw(rng, dtype, *shape)) for shape in ((rows, 4 * K), (rows, rank), (rank, 4 * K)))
         made.append(((Frozen(w), a, b), {"scaling": 0.5}))
     return made
+
+
+def _chains(rng: np.random.Generator, dtype: Any, rows: int) -> list[tuple[Any, ...]]:
+    """Input, links and options of chains: one layer and several, ranks of all kinds, layers without bias or adapter."""
+    made = []
+    for sizes, ranks in (((5, 7), (3,)), ((K, 18, 70, 3), (5, 17, 2)), ((20, 33, 40), (None, 16)), ((12, 9), (None,))):
+        links: list[Any] = []
+        for i, (d, k, r) in enumerate(zip(sizes[:-1], sizes[1:], ranks, strict=True)):
+            a, b = (None, None) if r is None else (draw(rng, dtype, d, r), draw(rng, dtype, r, k))
+            bias = draw(rng, dtype, k) if i % 2 == 0 else None
+            links += [Frozen(draw(rng, dtype, d, k)), bias, a if i or a is None else transposed(a), b]
+        relus = tuple(i % 2 == 0 for i in range(len(ranks)))
+        made.append((draw(rng, dtype, rows, sizes[0]), links, {"scalings": tuple(0.5 + i for i in range(len(ranks))), "relus": relus}))
+    return made
+
+
+@examples("lora_chain")
+def _lora_chain(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    return [((x, *links), options) for x, links, options in _chains(rng, dtype, rows)]
+
+
+@examples("lora_chain_grad")
+def _lora_chain_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    made: list[Example] = []
+    reference = get_backend("reference")
+    for x, links, options in _chains(rng, dtype, rows):
+        given = [reference.freeze_weight(link.array) if isinstance(link, Frozen) else link for link in links]
+        y, kept = reference.lora_chain(x, *given, **options)
+        g = draw(rng, dtype, *y.shape)
+        made += [((g, x, y, kept, *links), {**options, "need_x": need}) for need in (True, False)]
+    return made

@@ -122,6 +122,19 @@ EXAMPLES = {
             [0, 2, 3, 5],
         ),
     ],
+    "lora_chain": [
+        ((real(3, 4), frozen(4, 5), real(5), real(4, 2), real(2, 5)), {"scalings": (0.5,), "relus": (True,)}, [0, 3, 4]),
+        (
+            (
+                real(9, 4),
+                *(frozen(4, 5), None, real(4, 2), real(2, 5)),
+                *(frozen(5, 6), real(6), None, None),
+                *(frozen(6, 3), None, real(6, 1), real(1, 3)),
+            ),
+            {"scalings": (2.0, 0.0, 0.5), "relus": (True, False, False)},
+            [0, 3, 4, 11, 12],
+        ),
+    ],
     "lora_linear": [
         ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5)), {"scaling": 0.5}),
         ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5), mask(3, 4) / 0.6), {"scaling": 2.0}, [0, 2, 3]),

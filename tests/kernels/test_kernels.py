@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratk.kernels import get_backend, runtime
+from loratk.kernels.cpu import chain
 from loratk.testing.kernels import EXAMPLES, IN_PLACE, Frozen, check_example, check_kernel
 
 pytestmark = pytest.mark.kernels
@@ -72,12 +73,18 @@ def results(name, threads):
         cuts.append(len(calls))
         run(calls)
 
+    def spied(share):
+        return lambda *args: cuts.append(share(*args))
+
     made = EXAMPLES[name](np.random.default_rng(0), np.float32, 3001)
     found = []
     with pytest.MonkeyPatch.context() as patch, runtime.num_threads(threads), np.errstate(all="ignore"):
         patch.setattr(runtime._pool, "run", spy)
         patch.setattr("loratk.kernels.cpu.gemm.ALONE", 1 << 16)  # so that these products too are shared out
         patch.setattr("loratk.kernels.cpu.thin.GRAIN", 1 << 16)
+        patch.setattr(chain, "_share_forward", spied(chain._share_forward))
+        patch.setattr(chain, "_share_backward", spied(chain._share_backward))
+        patch.setattr("loratk.kernels.cpu.chain.PATIENT", 1e-6)  # and wait for the workers
         for args, kwargs in made:
             given = [CPU.freeze_weight(arg.array) if isinstance(arg, Frozen) else arg for arg in args]
             result = CPU.kernels[name](*given, **kwargs)

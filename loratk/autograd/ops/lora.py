@@ -1,4 +1,4 @@
-"""The LoRA linear layer as one op, so that its forward and backward passes share their thin products."""
+"""The LoRA linear layer as one op, so that its forward and backward passes share their thin products, and chains of such layers."""
 
 from typing import Any
 
@@ -34,3 +34,32 @@ def _lora_linear(K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: A
 
 
 defvjp_joint("lora_linear", _lora_linear)
+
+
+def lora_chain(x: Tensor, *links: Any, scalings: tuple[float, ...], relus: tuple[bool, ...]) -> Tensor:
+    """x through frozen linear layers with adapters and ReLU, as one op: (n, d) -> (n, k).
+
+    `links` has four entries a layer: its weight's handle (d, k), its bias (k,) or None, and A (d, r) and B (r, k), or None twice. A
+    layer is x W + bias + scaling (x A) B (Hu et al. 2021, eq. 3), then max(., 0) where `relus` says so.
+    """
+    return apply("lora_chain", x, *links, scalings=scalings, relus=relus)
+
+
+def _lora_chain(K: Any, needs: tuple[bool, ...], out: Any, x: Any, *links: Any, scalings: Any, relus: Any) -> Any:
+    y, kept = out
+
+    def pull(g: Any) -> list[Any]:
+        dx, *factors = K.lora_chain_grad(g, x, y, kept, *links, scalings=scalings, relus=relus, need_x=needs[0])
+        rest = iter(factors)
+        grads = [dx]
+        for i in range(len(relus)):
+            if links[4 * i + 2] is None:
+                grads += (None, None, None, None)
+            else:
+                grads += (None, None, next(rest), next(rest))
+        return grads
+
+    return pull
+
+
+defvjp_joint("lora_chain", _lora_chain)

@@ -45,11 +45,18 @@ def cross_entropy(logits: Tensor, labels: Any, *, ignore_index: int = -100, labe
     if numbers.shape != shape[:-1] or len(shape) < 2:
         raise ShapeError(f"cross_entropy needs logits (..., k) and labels (...,), found {shape} and {numbers.shape}.")
     classes, numbers = shape[-1], np.array(numbers, np.int64, order="C")
-    all_count = numbers.size and not 0 <= ignore_index < classes and numbers.view(np.uint64).max() < classes  # negative: huge
-    if not all_count:
-        _check_labels(numbers, classes, ignore_index)
     rows = logits if len(shape) == 2 else logits.reshape(-1, classes)
-    return apply("cross_entropy", rows, numbers.reshape(-1), ignore_index=int(ignore_index), smoothing=smoothing)
+    on_host = isinstance(logits.data, np.ndarray)
+    if not on_host:
+        _check_labels(numbers, classes, ignore_index)
+    try:
+        loss = apply("cross_entropy", rows, numbers.reshape(-1), ignore_index=int(ignore_index), smoothing=smoothing)
+    except ShapeError:
+        _check_labels(numbers, classes, ignore_index)  # says what was found
+        raise
+    if on_host and loss.data != loss.data:  # NaN: of the logits, or because no row is left
+        _check_labels(numbers, classes, ignore_index)
+    return loss
 
 
 def _check_labels(numbers: Any, classes: int, ignore_index: int) -> None:

@@ -16,7 +16,7 @@ class PackedWeight:
     def __init__(self, w):
         self._w = np.ascontiguousarray(w)
         self.shape, self.dtype = self._w.shape, self._w.dtype
-        self._forward = self._backward = None
+        self._forward = self._backward = self.plan = None
 
     @property
     def nbytes(self):

@@ -13,7 +13,7 @@ import numpy as np
 from .. import runtime
 from .pack import DEPTH, line, pack, pack_a, pack_b
 from .thin import THIN, across, dots
-from .tile import MR, columns, pair_tile, tile
+from .tile import LOW, MR, columns, low_tile, pair_tile, tile
 
 __all__ = ["matmul"]
 
@@ -33,46 +33,64 @@ def _put(edge, nr, tall, wide, c, here, k, add):
 
 
 @runtime.jit(inline=True)
-def _block(packed, b, b_at, low_a, low_b, rank, c, edge, i0, tall, left, right, k, nr, kk, add):
-    """Rows i0 to i0 + tall of C, column panels left to right: packed A times one block of B, whose panels are kk deep, + low_a low_b."""
+def height(tall):
+    """The rows of the first tile where so many are left: lower tiles where these leave fewer rows empty."""
+    return 2 if tall <= 2 else LOW if tall <= LOW or tall == 2 * LOW else MR
+
+
+@runtime.jit(inline=True)
+def pack_rows(a, s0, s1, i0, tall, p0, kk, packed):
+    """Rows i0 to i0 + tall of A as panels of the heights that `block` will take."""
+    i = 0
+    while i < tall:
+        mr = height(tall - i)
+        pack_a(a, s0, s1, i0 + i, min(mr, tall - i), p0, kk, packed[i * kk :], mr)
+        i += mr
+
+
+@runtime.jit(inline=True)
+def block(packed, b, b_at, low_a, low_b, low_jump, low_step, rank, c, edge, i0, tall, left, right, k, nr, kk, add):
+    """Rows i0 to i0 + tall of C, column panels left to right: packed A times one block of B, whose panels are kk deep, + low_a low_b.
+
+    Panels of low_b are low_jump entries apart, their rows low_step.
+    """
     for j in range(left, right):
         at = b_at + j * kk * nr
-        low = j * rank * nr
+        low = j * low_jump
         wide = min(nr, k - j * nr)
-        if tall <= 2:
-            here = i0 * k + j * nr
-            if wide == nr and tall == 2:
-                pair_tile(packed, 0, 2, b, at, nr, kk, low_a, 0, low_b, low, rank, c, here, k, add)
-            else:
-                pair_tile(packed, 0, 2, b, at, nr, kk, low_a, 0, low_b, low, rank, edge, 0, nr, 0)
-                _put(edge, nr, tall, wide, c, here, k, add)
-            continue
-        for i in range(0, tall, MR):
+        i = 0
+        while i < tall:
             here = (i0 + i) * k + j * nr
-            if wide == nr and tall - i >= MR:
-                tile(packed, i * kk, MR, b, at, nr, kk, low_a, i * rank, low_b, low, rank, c, here, k, add)
+            mr = height(tall - i)
+            whole = wide == nr and tall - i >= mr
+            out, out_at, out_step, out_add = (c, here, k, add) if whole else (edge, 0, nr, 0)
+            if mr == MR:
+                tile(packed, i * kk, MR, b, at, nr, kk, low_a, i * rank, low_b, low, low_step, rank, out, out_at, out_step, out_add)
+            elif mr == LOW:
+                low_tile(packed, i * kk, LOW, b, at, nr, kk, low_a, i * rank, low_b, low, low_step, rank, out, out_at, out_step, out_add)
             else:
-                tile(packed, i * kk, MR, b, at, nr, kk, low_a, i * rank, low_b, low, rank, edge, 0, nr, 0)
-                _put(edge, nr, min(MR, tall - i), wide, c, here, k, add)
+                pair_tile(packed, i * kk, 2, b, at, nr, kk, low_a, i * rank, low_b, low, low_step, rank, out, out_at, out_step, out_add)
+            if not whole:
+                _put(edge, nr, min(mr, tall - i), wide, c, here, k, add)
+            i += mr
 
 
 @runtime.jit
 def add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, left, right, d, k, rank, nr, depth, rows):
     """Rows first to last of C (.., k), one-dimensional, in column panels left to right: A B, + low_a low_b, + bias."""
-    packed = np.empty(rows * min(depth, d), a.dtype)
-    low_packed = np.empty(rows * rank, a.dtype)
+    packed = np.empty((rows + MR) * min(depth, d), a.dtype)
+    low_packed = np.empty((rows + MR) * rank, a.dtype)
     edge = np.empty(MR * nr, a.dtype)
     panels = (k + nr - 1) // nr
     for i0 in range(first, last, rows):
         tall = min(rows, last - i0)
-        mr = 2 if tall <= 2 else MR  # one or two rows are memory work: sums for rows that are not there would show
-        pack_a(low_a, rank, 1, i0, tall, 0, rank, low_packed, mr)
+        pack_rows(low_a, rank, 1, i0, tall, 0, rank, low_packed)
         for p0 in range(0, max(d, 1), depth):
             kk = min(depth, d - p0)
-            pack_a(a, s0, s1, i0, tall, p0, kk, packed, mr)
+            pack_rows(a, s0, s1, i0, tall, p0, kk, packed)
             add = 1 if p0 > 0 else 0
             terms = rank if p0 + depth >= d else 0  # the low-rank terms go with the last block
-            _block(packed, b, p0 * panels * nr, low_packed, low_b, terms, c, edge, i0, tall, left, right, k, nr, kk, add)
+            block(packed, b, p0 * panels * nr, low_packed, low_b, rank * nr, nr, terms, c, edge, i0, tall, left, right, k, nr, kk, add)
         if bias.size:
             wide = min(k, right * nr) - left * nr
             shift = bias[left * nr : left * nr + wide]

@@ -11,6 +11,9 @@ from .split import as_rows, row_grain, row_index
 __all__ = ["cross_entropy", "cross_entropy_grad", "log_softmax", "log_softmax_grad", "mse", "mse_grad", "softmax", "softmax_grad"]
 
 
+SMALL = 1 << 14  # entries up to which a loss is one compiled call on one thread
+
+
 def _by_rows(loop, *arrays):
     shape = arrays[0].shape
     rows = [as_rows(array) for array in arrays]
@@ -98,8 +101,13 @@ def cross_entropy(logits, labels, *, ignore_index=-100, smoothing=0.0):
     (n, k), integers (n,) -> (), (n, k). The target q is (1 - smoothing) on the label plus smoothing / k everywhere
     (Szegedy et al. 2016, section 7). NaN when every row is ignored, as a mean over nothing is.
     """
-    logp, labels = log_softmax(logits), _labels(labels)
-    total, kept, sound = _label_loss(logp, labels, ignore_index, float(smoothing))
+    labels = _labels(labels)
+    if 0 < logits.size <= SMALL:
+        logits, logp = np.ascontiguousarray(logits), np.empty(logits.shape, logits.dtype)
+        total, kept, sound = _small_loss(logits, labels, ignore_index, float(smoothing), logp)
+    else:
+        logp = log_softmax(logits)
+        total, kept, sound = _label_loss(logp, labels, ignore_index, float(smoothing))
     _check(sound, labels, ignore_index, logp.shape[1])
     return np.asarray(total / kept if kept else np.nan, logp.dtype), logp
 
@@ -123,6 +131,13 @@ def _label_loss(logp, labels, ignore_index, smoothing):
             total += each
             kept += 1
     return total, kept, True
+
+
+@jit
+def _small_loss(logits, labels, ignore_index, smoothing, logp):
+    """`_label_loss` of a few rows, with log softmax."""
+    _log_softmax(0, len(logits), logits, logp)
+    return _label_loss(logp, labels, ignore_index, smoothing)
 
 
 def _labels(labels):
@@ -160,10 +175,24 @@ def _cross_entropy_grad(start, stop, logp, labels, ignore_index, factor, target,
             result[:] = 0
 
 
+@jit
+def _small_loss_grad(logp, labels, ignore_index, g, smoothing, out):
+    """`cross_entropy_grad` of a few rows; whether their labels are columns."""
+    n, k = logp.shape
+    kept, sound = _count_labels(labels, ignore_index, k)
+    if sound:
+        _cross_entropy_grad(0, n, logp, labels, ignore_index, g / max(kept, 1), 1.0 - smoothing, smoothing / max(k, 1), out)
+    return sound
+
+
 def cross_entropy_grad(g, logp, labels, *, ignore_index=-100, smoothing=0.0):
     """Gradient of `cross_entropy` for the logits: g () times (softmax - q) / rows kept, ignored rows 0."""
     n, k = logp.shape
     labels, out = _labels(labels), np.empty((n, k), logp.dtype)
+    if logp.size <= SMALL:
+        sound = _small_loss_grad(np.ascontiguousarray(logp), labels, ignore_index, float(g), float(smoothing), out)
+        _check(sound, labels, ignore_index, k)
+        return out
     kept, sound = _count_labels(labels, ignore_index, k)
     _check(sound, labels, ignore_index, k)
     args = np.ascontiguousarray(logp), labels, ignore_index, float(g) / max(kept, 1), 1.0 - smoothing, smoothing / max(k, 1)

@@ -82,12 +82,12 @@ def across_loop(start, stop, a, b, c, n, m, k, nr, strip):
                 tall = min(LOW, m - i)
                 here = i * k + j * nr
                 if wide == nr and tall == LOW:
-                    low_tile(a, i * n + p0 * LOW, LOW, b, p0 * k + j * nr, k, kk, a, 0, b, 0, 0, c, here, k, add)
+                    low_tile(a, i * n + p0 * LOW, LOW, b, p0 * k + j * nr, k, kk, a, 0, b, 0, 0, 0, c, here, k, add)
                     continue
                 if wide == nr:
-                    low_tile(a, i * n + p0 * LOW, LOW, b, p0 * k + j * nr, k, kk, a, 0, b, 0, 0, edge, 0, nr, 0)
+                    low_tile(a, i * n + p0 * LOW, LOW, b, p0 * k + j * nr, k, kk, a, 0, b, 0, 0, 0, edge, 0, nr, 0)
                 else:
-                    low_tile(a, i * n + p0 * LOW, LOW, last, 0, nr, kk, a, 0, b, 0, 0, edge, 0, nr, 0)
+                    low_tile(a, i * n + p0 * LOW, LOW, last, 0, nr, kk, a, 0, b, 0, 0, 0, edge, 0, nr, 0)
                 for q in range(tall):
                     for t in range(wide):
                         old = c[here + q * k + t] if add else edge.dtype.type(0)

@@ -25,10 +25,10 @@ def columns(dtype):
 
 
 def _plain_tile(rows):
-    def tile(a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, rank, c, c_at, c_step, accumulate):
+    def tile(a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, low_b_step, rank, c, c_at, c_step, accumulate):
         nr, p, q = columns(a.dtype), np.arange(depth)[:, None], np.arange(rank)[:, None]
         product = a[a_at + p * a_step + np.arange(rows)].T @ b[b_at + p * b_step + np.arange(nr)]
-        product += low_a[low_a_at + q * rows + np.arange(rows)].T @ low_b[low_b_at + q * nr + np.arange(nr)]
+        product += low_a[low_a_at + q * rows + np.arange(rows)].T @ low_b[low_b_at + q * low_b_step + np.arange(nr)]
         for i in range(rows):
             row = c[c_at + i * c_step : c_at + i * c_step + nr]
             row[:] = row + product[i] if accumulate else product[i]
@@ -107,7 +107,9 @@ class _Emitter:
 
 def _vector_tile(rows):
     @intrinsic
-    def tile(typingctx, a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, rank, c, c_at, c_step, accumulate):
+    def tile(
+        typingctx, a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, low_b_step, rank, c, c_at, c_step, accumulate
+    ):
         def codegen(context, builder, signature, args):
             def data(index):
                 array = context.make_array(signature.args[index])(context, builder, args[index])
@@ -115,23 +117,23 @@ def _vector_tile(rows):
 
             emit = _Emitter(builder, a.dtype, rows)
             sums = emit.loop(emit.zeros, data(0), args[2], data(3), args[5], args[6])
-            sums = emit.loop(sums, data(7), emit.const(rows), data(9), emit.const(2 * emit.width), args[11])
-            emit.put(sums, data(12), args[14], args[15])
+            sums = emit.loop(sums, data(7), emit.const(rows), data(9), args[11], args[12])
+            emit.put(sums, data(13), args[15], args[16])
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, n, n, b, n, n, n, low_a, n, low_b, n, n, c, n, n, n), codegen
+        return types.void(a, n, n, b, n, n, n, low_a, n, low_b, n, n, n, c, n, n, n), codegen
 
     return tile
 
 
 _make = _plain_tile if config.DISABLE_JIT else _vector_tile
 tile = _make(MR)
-"""tile(a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, rank, c, c_at, c_step, accumulate)
+"""tile(a, a_at, a_step, b, b_at, b_step, depth, low_a, low_a_at, low_b, low_b_at, low_b_step, rank, c, c_at, c_step, accumulate)
 
 A block of MR x NR of C, in place: c[:MR, :NR] = a^T b + low_a^T low_b, or += if `accumulate` is not 0. All arrays are one-dimensional.
 Entry (p, i) of a is at a[a_at + p * a_step + i], (p, j) of b at b[b_at + p * b_step + j], (i, j) of c at c[c_at + i * c_step + j]; p goes
-from 0 to depth, and for the low-rank factors, which are packed (rank, MR) and (rank, NR), from 0 to rank. Both may be 0.
+from 0 to depth, and for the low-rank factors, packed (rank, MR) and rows low_b_step apart, from 0 to rank. Both may be 0.
 """
 low_tile = _make(LOW)
 """The same with LOW rows."""
