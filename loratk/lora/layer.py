@@ -171,7 +171,7 @@ class LoraLayer(Module):
         layer_adapter, weight = active[0]
         adapter = layer_adapter.block("")
         fused = None if adapter is None else self.layer_type.fused.get(adapter.method.name)
-        if fused is None or adapter is None:
+        if fused is None or adapter is None or not (adapter.method.proportional or (weight == 1.0 and not adapter.drops)):
             return None
         return fused(self.base, x, adapter, adapter.scaling * weight, adapter.mask(x), bias)
 

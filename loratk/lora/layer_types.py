@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from ..autograd import Tensor, ops
+from ..errors import ShapeError
 from ..nn import Embedding, Linear, Module, Parameter
 
 M = TypeVar("M", bound=Module)
@@ -22,7 +23,10 @@ class LayerType(Generic[M]):
     linear: ClassVar[bool] = False
     """Whether the target pattern `all-linear` means it."""
     fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {}
-    """By method name a faster way of product, update and bias: `(module, x, adapter, scaling, mask, bias) -> Tensor`; see `LinearType`."""
+    """By method name a faster way of product, update and bias: `(module, x, adapter, scaling, mask, bias) -> Tensor`; see `LinearType`.
+
+    For a method that is not `proportional` it is taken at weight 1 and without dropout only, so `mask` is None there.
+    """
 
     chains: ClassVar[bool] = False
     """Whether the product is x W and nothing else, so that neighbouring layers may go through one op (`Module.link`)."""
@@ -69,6 +73,8 @@ class LayerType(Generic[M]):
 
 def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
     w, a, b = module.weight.handle(), adapter.lora_A, adapter.lora_B
+    if x.ndim == 0:
+        raise ShapeError(f"A Linear({w.shape[0]}, {w.shape[1]}) needs an input (..., {w.shape[0]}), found one without axes.")
     if x.ndim == 2:
         return ops.lora_linear(x, w, a, b, mask, bias, scaling=scaling)
     rows = x.reshape(x.size // x.shape[-1] if x.shape[-1] else 0, x.shape[-1])
@@ -77,11 +83,19 @@ def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: 
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
+def _dora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
+    w, a, b, m = module.weight.handle(), adapter.lora_A, adapter.lora_B, adapter.magnitude
+    if x.ndim == 2:
+        return ops.dora_linear(x, w, a, b, m, bias, scaling=scaling)
+    y = ops.dora_linear(x.reshape(x.size // x.shape[-1] if x.shape[-1] else 0, x.shape[-1]), w, a, b, m, bias, scaling=scaling)
+    return y.reshape(*x.shape[:-1], y.shape[1])
+
+
 class LinearType(LayerType[Linear]):
     """`Linear`: x W."""
 
     name, module, linear, chains = "linear", Linear, True, True
-    fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora_linear}
+    fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora_linear, "dora": _dora_linear}
 
     def apply(self, module: Linear, x: Any, m: Any) -> Tensor:
         """(..., d), (d, c) -> (..., c)."""

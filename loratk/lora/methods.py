@@ -37,6 +37,9 @@ class Method:
     name: ClassVar[str]
     options: ClassVar[Mapping[str, Any]] = {}
     """The method's own options and their defaults."""
+    proportional: ClassVar[bool] = False
+    """Whether the update is proportional to `scaling` and, given a mask, that of the masked input: then a layer type's fused path
+    serves adapters of any weight, and dropout."""
 
     def option_faults(self, options: Mapping[str, Any]) -> Iterator[str]:
         """What is wrong with the options of a config, a line each."""
@@ -77,7 +80,7 @@ class Lora(Method):
     Option `init`: how A is drawn, `kaiming` (uniform in +-1/sqrt(d)) or `gaussian` (N(0, 1/r)).
     """
 
-    name = "lora"
+    name, proportional = "lora", True
     options: ClassVar[Mapping[str, Any]] = {"init": "kaiming"}
 
     def option_faults(self, options: Mapping[str, Any]) -> Iterator[str]:
@@ -112,7 +115,7 @@ class Dora(Lora):
     is a constant (section 4.3). Options as for `lora`.
     """
 
-    name = "dora"
+    name, proportional = "dora", False
 
     def initial(self, weight: np.ndarray, rank: int, rng: np.random.Generator, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """lora_A (d, r) random, lora_B (r, k) zero, magnitude (k,) the column norms of the weight."""

@@ -427,6 +427,26 @@ def _lora_linear_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[E
     return made
 
 
+@examples("dora_linear")
+def _dora_linear(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    made: list[Example] = []
+    for x, w, a, b, _ in _lora(rng, dtype, rows):
+        m, bias = np.abs(draw(rng, dtype, w.shape[1])), draw(rng, dtype, w.shape[1])
+        made += [((x, Frozen(w), a, b, m, *extra), {"scaling": 0.5}) for extra in ((), (bias,))]
+    return made
+
+
+@examples("dora_linear_grad")
+def _dora_linear_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    made: list[Example] = []
+    for x, w, a, b, _ in _lora(rng, dtype, rows):
+        k = w.shape[1]
+        m, c = np.abs(draw(rng, dtype, k)), np.abs(draw(rng, dtype, k)) + dtype(0.5)
+        given = draw(rng, dtype, rows, k), x, c, draw(rng, dtype, rows, k), x @ a, Frozen(w), a, b, m
+        made += [(given, {"scaling": 0.5, "need_x": need}) for need in (True, False)]
+    return made
+
+
 @examples("lora_column_norm")
 def _lora_column_norm(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     made: list[Example] = []

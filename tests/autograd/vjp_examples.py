@@ -122,6 +122,10 @@ EXAMPLES = {
             [0, 2, 3, 5],
         ),
     ],
+    "dora_linear": [
+        ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5), positive(5)), {"scaling": 0.5}, [0, 4]),
+        ((real(3, 4), frozen(4, 5), real(4, 2), real(2, 5), positive(5), real(5)), {"scaling": 2.0}, [0, 4, 5]),
+    ],
     "lora_chain": [
         ((real(3, 4), frozen(4, 5), real(5), real(4, 2), real(2, 5)), {"scalings": (0.5,), "relus": (True,)}, [0, 3, 4]),
         (

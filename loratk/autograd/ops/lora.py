@@ -1,4 +1,4 @@
-"""The LoRA linear layer as one op, so that its forward and backward passes share their thin products, and chains of such layers."""
+"""The LoRA and DoRA linear layers as one op each, whose forward and backward passes share their products, and chains of layers."""
 
 from typing import Any
 
@@ -34,6 +34,33 @@ def _lora_linear(K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: A
 
 
 defvjp_joint("lora_linear", _lora_linear)
+
+
+def dora_linear(x: Tensor, w: Any, a: Any, b: Any, m: Any, bias: Any = None, *, scaling: float) -> Tensor:
+    """m/c (x W + scaling (x A) B) + bias, c the column norms of W + scaling A B, a constant in the backward pass.
+
+    (n, d), a frozen weight's handle (d, k), (d, r), (r, k), (k,), (k,) or None -> (n, k). Liu et al. 2024 (DoRA), eq. 5 and section 4.3.
+    """
+    of_x, of_w, of_a, of_b, of_m = x.shape, tuple(w.shape), a.shape, b.shape, m.shape
+    fits = len(of_x) == 2 and of_x[1] == of_w[0] == of_a[0] and of_b == (of_a[1], of_w[1]) and of_m == of_w[1:]
+    if not fits or (bias is not None and bias.shape != of_m):
+        found = f"{of_x}, {of_w}, {of_a}, {of_b}, {of_m} and {None if bias is None else bias.shape}"
+        raise ShapeError(f"dora_linear needs x (n, d), W (d, k), A (d, r), B (r, k), m (k,) and a bias (k,) or None, found {found}.")
+    return apply("dora_linear", x, w, a, b, m, bias, scaling=scaling)
+
+
+def _dora_linear(K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: Any, b: Any, m: Any, bias: Any, scaling: float) -> Any:
+    _, c, z, xa = out
+
+    def pull(g: Any) -> tuple[Any, ...]:
+        dx, da, db, dm = K.dora_linear_grad(g, x, c, z, xa, w, a, b, m, scaling=scaling, need_x=needs[0])
+        grads = dx, None, da, db, dm, g
+        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+    return pull
+
+
+defvjp_joint("dora_linear", _dora_linear)
 
 
 def lora_chain(x: Tensor, *links: Any, scalings: tuple[float, ...], relus: tuple[bool, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from .thin import across_loop as across
 from .thin import dots_loop as dots
 from .tile import LOW, columns
 
-__all__ = ["lora_column_norm", "lora_linear", "lora_linear_grad"]
+__all__ = ["lora_linear", "lora_linear_grad"]
 
 
 ONE_CALL = 1 << 23  # multiplications below which a layer is one compiled call on one thread: less than two threads are worth
@@ -108,32 +108,3 @@ def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):
         dx = w.matmul_t(g)
         dx += product(gb, a.T) * mask
     return dx, product((x if mask is None else x * mask).T, gb), product(_scale(xa, scaling).T, g)
-
-
-@runtime.jit(reassociate=True)
-def _column_norm(start, stop, w, a, b, scaling, out):
-    """Columns start to stop of ||W + scaling A B||, which is formed a row at a time."""
-    d, r = a.shape
-    row = np.empty(stop - start, w.dtype)
-    total = np.zeros(stop - start, w.dtype)
-    for i in range(d):
-        row[:] = w[i, start:stop]
-        for p in range(r):
-            factor = scaling * a[i, p]
-            line = b[p, start:stop]
-            for j in range(row.size):
-                row[j] += factor * line[j]
-        for j in range(row.size):
-            total[j] += row[j] * row[j]
-    out[start:stop] = np.sqrt(total)
-
-
-def lora_column_norm(w, a, b, *, scaling):
-    """Euclidean norm of each column of W + scaling A B: handle (d, k), (d, r), (r, k) -> (k,). Liu et al. 2024 (DoRA), eq. 5."""
-    w = w.numpy()
-    d, k = w.shape
-    out = np.empty(k, w.dtype)
-    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    grain = max(16, (1 << 18) // max(1, d * a.shape[1]))
-    runtime.parallel_for(_column_norm, k, w, a, b, w.dtype.type(scaling), out, grain=grain)
-    return out

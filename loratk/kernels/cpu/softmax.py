@@ -3,10 +3,9 @@
 import numpy as np
 
 from .. import reference
-from ..reference.softmax import mse, mse_grad
 from ..runtime import jit, parallel_for
 from . import vmath
-from .split import as_rows, row_grain, row_index
+from .split import GRAIN, as_rows, flat, row_grain, row_index
 
 __all__ = ["cross_entropy", "cross_entropy_grad", "log_softmax", "log_softmax_grad", "mse", "mse_grad", "softmax", "softmax_grad"]
 
@@ -198,3 +197,36 @@ def cross_entropy_grad(g, logp, labels, *, ignore_index=-100, smoothing=0.0):
     args = np.ascontiguousarray(logp), labels, ignore_index, float(g) / max(kept, 1), 1.0 - smoothing, smoothing / max(k, 1)
     parallel_for(_cross_entropy_grad, n, *args, out, grain=row_grain(k))
     return out
+
+
+BLOCK = 4096  # entries summed on their own, so that threads do not change the sum
+
+
+@jit(reassociate=True)
+def _mse(start, stop, x, target, sums):
+    for block in range(start, stop):
+        left, right = x[block * BLOCK : (block + 1) * BLOCK], target[block * BLOCK : (block + 1) * BLOCK]
+        total = x.dtype.type(0)
+        for i in range(left.size):
+            total += (left[i] - right[i]) * (left[i] - right[i])
+        sums[block] = total
+
+
+def mse(x, target):
+    """Mean of (x - target)^2 over all entries, equal shapes -> ()."""
+    flat_x, flat_target = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(target).reshape(-1)
+    sums = np.empty(-(-x.size // BLOCK))
+    parallel_for(_mse, sums.size, flat_x, flat_target, sums, grain=GRAIN // BLOCK)
+    return np.asarray(np.sum(sums) / x.size if x.size else np.nan, x.dtype)
+
+
+@jit
+def _mse_grad(start, stop, x, target, factor, out):
+    x, target, out = x[start:stop], target[start:stop], out[start:stop]
+    for i in range(out.size):
+        out[i] = factor * (x[i] - target[i])
+
+
+def mse_grad(g, x, target):
+    """Gradient of `mse` for x: g () times 2 (x - target) / size."""
+    return flat(_mse_grad, x, target, constants=(x.dtype.type(float(g) * 2 / max(x.size, 1)),))

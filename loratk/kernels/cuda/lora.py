@@ -1,12 +1,10 @@
-"""The LoRA linear layer, forward and backward, and the column norms of DoRA: built from the product kernel."""
+"""The LoRA linear layer, forward and backward: built from the product kernel."""
 
 from .arrays import asarrays
-from .elementwise import add, mul, sqrt, square
+from .elementwise import add, mul
 from .gemm import product
-from .reduce import sum_over
-from .shape import broadcast_copy
 
-__all__ = ["lora_column_norm", "lora_linear", "lora_linear_grad"]
+__all__ = ["lora_linear", "lora_linear_grad"]
 
 
 def lora_linear(x, w, a, b, mask=None, bias=None, *, scaling):
@@ -33,9 +31,3 @@ def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):
     elif need_x:
         dx = add(w.matmul_t(g), mul(product(gb, a, b_t=True), mask))
     return dx, product(masked, gb, a_t=True), product(xa, g, a_t=True, scale=scaling)
-
-
-def lora_column_norm(w, a, b, *, scaling):
-    """Euclidean norm of each column of W + scaling A B: handle (d, k), (d, r), (r, k) -> (k,). Liu et al. 2024 (DoRA), eq. 5."""
-    weight = product(a, b, scale=scaling, add_to=broadcast_copy(w.array, w.shape))
-    return sqrt(sum_over(square(weight), axis=0))

@@ -1,8 +1,8 @@
-"""The LoRA linear layer, forward and backward, and the column norms of DoRA."""
+"""The LoRA linear layer, forward and backward."""
 
 import numpy as np
 
-__all__ = ["lora_column_norm", "lora_linear", "lora_linear_grad"]
+__all__ = ["lora_linear", "lora_linear_grad"]
 
 
 def lora_linear(x, w, a, b, mask=None, bias=None, *, scaling):
@@ -27,8 +27,3 @@ def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):
         low = gb @ a.T
         dx = w.matmul_t(g) + (low if mask is None else low * mask)
     return dx, masked.T @ gb, scaling * (xa.T @ g)
-
-
-def lora_column_norm(w, a, b, *, scaling):
-    """Euclidean norm of each column of W + scaling A B: handle (d, k), (d, r), (r, k) -> (k,). Liu et al. 2024 (DoRA), eq. 5."""
-    return np.sqrt(np.sum((w.numpy() + scaling * (a @ b)) ** 2, axis=0))

@@ -1,0 +1,91 @@
+"""The DoRA linear layer: the LoRA layer, and one pass over its result each way."""
+
+import numpy as np
+
+from .. import runtime
+from .lora import lora_linear, lora_linear_grad
+from .split import GRAIN, row_grain
+
+__all__ = ["dora_linear", "dora_linear_grad", "lora_column_norm"]
+
+BLOCK = 64  # rows summed on their own, so that threads do not change the sums
+
+
+@runtime.jit(reassociate=True)
+def _column_norm(start, stop, w, a, b, scaling, out):
+    """Columns start to stop of ||W + scaling A B||, which is formed a row at a time."""
+    d, r = a.shape
+    row = np.empty(stop - start, w.dtype)
+    total = np.zeros(stop - start, w.dtype)
+    for i in range(d):
+        row[:] = w[i, start:stop]
+        for p in range(r):
+            factor = scaling * a[i, p]
+            line = b[p, start:stop]
+            for j in range(row.size):
+                row[j] += factor * line[j]
+        for j in range(row.size):
+            total[j] += row[j] * row[j]
+    out[start:stop] = np.sqrt(total)
+
+
+def lora_column_norm(w, a, b, *, scaling):
+    """Euclidean norm of each column of W + scaling A B: handle (d, k), (d, r), (r, k) -> (k,). Liu et al. 2024 (DoRA), eq. 5."""
+    w = w.numpy()
+    d, k = w.shape
+    out = np.empty(k, w.dtype)
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    grain = max(16, (1 << 18) // max(1, d * a.shape[1]))
+    runtime.parallel_for(_column_norm, k, w, a, b, w.dtype.type(scaling), out, grain=grain)
+    return out
+
+
+@runtime.jit
+def _stretch(start, stop, z, ratio, bias, y):
+    """Rows start to stop of z ratio + bias."""
+    for i in range(start, stop):
+        line, out = z[i], y[i]
+        if bias.size:
+            for j in range(line.size):
+                out[j] = line[j] * ratio[j] + bias[j]
+        else:
+            for j in range(line.size):
+                out[j] = line[j] * ratio[j]
+
+
+@runtime.jit
+def _stretch_grad(start, stop, g, z, ratio, gz, sums):
+    """Blocks start to stop of rows of g ratio, and of g z, summed over each block."""
+    for block in range(start, stop):
+        total = sums[block]
+        total[:] = 0
+        for i in range(block * BLOCK, min(len(g), (block + 1) * BLOCK)):
+            above, line, out = g[i], z[i], gz[i]
+            for j in range(above.size):
+                total[j] += above[j] * line[j]
+                out[j] = above[j] * ratio[j]
+
+
+def dora_linear(x, w, a, b, m, bias=None, *, scaling):
+    """m/c z + bias with z = x W + scaling (x A) B, and c, z, x A; c are the column norms of W + scaling A B.
+
+    (n, d), handle (d, k), (d, r), (r, k), (k,), (k,) -> (n, k), (k,), (n, k), (n, r). Liu et al. 2024 (DoRA), eq. 5.
+    """
+    c = np.maximum(lora_column_norm(w, a, b, scaling=scaling), np.finfo(x.dtype).tiny)  # a column of zeros stays one
+    z, xa = lora_linear(x, w, a, b, scaling=scaling)
+    y, shift = np.empty(z.shape, z.dtype), c[:0] if bias is None else np.ascontiguousarray(bias)
+    runtime.parallel_for(_stretch, len(z), z, m / c, shift, y, grain=row_grain(z.shape[1], GRAIN))
+    return y, c, z, xa
+
+
+def dora_linear_grad(g, x, c, z, xa, w, a, b, m, *, scaling, need_x=True):
+    """Gradients of `dora_linear` for x, A, B and m: (n, k) -> (n, d) or None, (d, r), (r, k), (k,).
+
+    c, z and xa are what `dora_linear` returned; c is a constant (Liu et al. 2024, section 4.3).
+    """
+    g, z = np.ascontiguousarray(g), np.ascontiguousarray(z)
+    (n, k), gz = g.shape, np.empty(g.shape, g.dtype)
+    sums = np.empty((-(-n // BLOCK), k), g.dtype)
+    runtime.parallel_for(_stretch_grad, len(sums), g, z, m / c, gz, sums, grain=row_grain(k * BLOCK, GRAIN))
+    dx, da, db = lora_linear_grad(gz, x, xa, w, a, b, scaling=scaling, need_x=need_x)
+    return dx, da, db, np.sum(sums, axis=0) / c
