@@ -76,7 +76,7 @@ def block(packed, b, b_at, low_a, low_b, low_jump, low_step, rank, c, edge, i0, 
 
 
 @runtime.jit
-def add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, left, right, d, k, rank, nr, depth, rows):
+def add_product(a, s0, s1, b, low_a, low_b, low_jump, low_step, bias, c, first, last, left, right, d, k, rank, nr, depth, rows):
     """Rows first to last of C (.., k), one-dimensional, in column panels left to right: A B, + low_a low_b, + bias."""
     packed = np.empty((rows + MR) * min(depth, d), a.dtype)
     low_packed = np.empty((rows + MR) * rank, a.dtype)
@@ -90,7 +90,7 @@ def add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, left, right, d
             pack_rows(a, s0, s1, i0, tall, p0, kk, packed)
             add = 1 if p0 > 0 else 0
             terms = rank if p0 + depth >= d else 0  # the low-rank terms go with the last block
-            block(packed, b, p0 * panels * nr, low_packed, low_b, rank * nr, nr, terms, c, edge, i0, tall, left, right, k, nr, kk, add)
+            block(packed, b, p0 * panels * nr, low_packed, low_b, low_jump, low_step, terms, c, edge, i0, tall, left, right, k, nr, kk, add)
         if bias.size:
             wide = min(k, right * nr) - left * nr
             shift = bias[left * nr : left * nr + wide]
@@ -101,13 +101,13 @@ def add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, left, right, d
 
 
 @runtime.jit
-def _gemm(start, stop, by_columns, a, s0, s1, b, low_a, low_b, bias, c, n, d, k, rank, nr, depth, rows):
+def _gemm(start, stop, by_columns, a, s0, s1, b, low_a, low_b, low_jump, low_step, bias, c, n, d, k, rank, nr, depth, rows):
     """Panels start to stop of C, row panels or column panels."""
     if by_columns:
-        add_product(a, s0, s1, b, low_a, low_b, bias, c, 0, n, start, stop, d, k, rank, nr, depth, rows)
+        add_product(a, s0, s1, b, low_a, low_b, low_jump, low_step, bias, c, 0, n, start, stop, d, k, rank, nr, depth, rows)
     else:
         first, last, panels = start * MR, min(stop * MR, n), (k + nr - 1) // nr
-        add_product(a, s0, s1, b, low_a, low_b, bias, c, first, last, 0, panels, d, k, rank, nr, depth, rows)
+        add_product(a, s0, s1, b, low_a, low_b, low_jump, low_step, bias, c, first, last, 0, panels, d, k, rank, nr, depth, rows)
 
 
 @runtime.jit(inline=True)
@@ -138,7 +138,7 @@ def _batch(start, stop, a, sa, s0, s1, b, sb, t0, t1, c, n, d, k, nr, depth, row
         else:
             panels, none = (k + nr - 1) // nr, packed[:0]
             pack_b(0, panels, other, t0, t1, packed, d, k, nr, depth)
-            add_product(mine, s0, s1, packed, none, none, none, out, 0, n, 0, panels, d, k, 0, nr, depth, rows)
+            add_product(mine, s0, s1, packed, none, none, 0, 0, none, out, 0, n, 0, panels, d, k, 0, nr, depth, rows)
 
 
 def multiply(a, packed, k, *, low=None, bias=None):
@@ -149,18 +149,24 @@ def multiply(a, packed, k, *, low=None, bias=None):
     c = np.empty((n, k), a.dtype)
     flat, s0, s1 = line(a)
     low_a = low_b = none = flat[:0]
-    rank = 0
+    nr = columns(a.dtype)
+    rank = low_jump = low_step = 0
     if low is not None:
         rank = low[1].shape[0]
-        low_a, low_b = np.ascontiguousarray(low[0]).reshape(-1), pack(low[1])
+        low_a = np.ascontiguousarray(low[0]).reshape(-1)
+        if low[1].flags.c_contiguous:  # rows that the tile reads where they lie, and whole vectors of
+            low_b, low_jump, low_step = low[1].reshape(-1), nr, k
+            if k % nr:
+                low_b = np.concatenate([low_b, np.zeros(nr, a.dtype)])
+        else:
+            low_b, low_jump, low_step = pack(low[1]), rank * nr, nr
     if not c.size:
         return c
-    nr = columns(a.dtype)
     by_columns = n <= FEW_ROWS
     panels = -(-k // nr) if by_columns else -(-n // MR)
     grain = max(1, ALONE * panels // max(1, n * (d + rank) * k))
     shift = none if bias is None else np.ascontiguousarray(bias)
-    args = (by_columns, flat, s0, s1, packed, low_a, low_b, shift, c.reshape(-1), n, d, k, rank, nr, DEPTH, ROWS)
+    args = (by_columns, flat, s0, s1, packed, low_a, low_b, low_jump, low_step, shift, c.reshape(-1), n, d, k, rank, nr, DEPTH, ROWS)
     runtime.parallel_for(_gemm, panels, *args, grain=grain)
     return c
 
@@ -168,7 +174,7 @@ def multiply(a, packed, k, *, low=None, bias=None):
 def product(a, b):
     """a b: (n, d), (d, k) -> (n, k), by the way that suits its sizes and layouts."""
     (n, d), k = a.shape, b.shape[1]
-    if n * d * k <= SMALL:
+    if n * d * k <= SMALL or (n <= 2 and k <= THIN and b.flags.c_contiguous):
         return _stack(a, b, 1, n, d, k)
     (flat_a, s0, s1), (flat_b, t0, t1) = line(a), line(b)
     if k <= THIN and s1 == 1 and not (n < 16 and t1 == 1):  # for few rows, turning b costs more than the product
@@ -187,7 +193,7 @@ def _stack(a, b, count, n, d, k):
     (flat_a, s0, s1), (flat_b, t0, t1) = line(a), line(b)
     c = np.empty((*a.shape[:-1], k), a.dtype)
     args = (flat_a, n * d, s0, s1, flat_b, d * k, t0, t1, c.reshape(-1), n, d, k, columns(a.dtype), DEPTH, ROWS)
-    runtime.parallel_for(_batch, count, *args, n * d * k <= SMALL, grain=max(1, ALONE // max(1, n * d * k)))
+    runtime.parallel_for(_batch, count, *args, n * d * k <= SMALL or (n <= 2 and k <= THIN), grain=max(1, ALONE // max(1, n * d * k)))
     return c
 
 

@@ -49,7 +49,7 @@ def _forward(x, w, a, b, bias, scaling, y, xa, nr):
     (n, d), (r, k) = x.shape, b.shape
     dots(0, (n + 3) // 4, x, _lines(a, True, x.dtype.type(1), r), xa, r)
     rows, low = xa.reshape(n * r), _panels(b, scaling, nr)
-    add_product(x.reshape(n * d), d, 1, w, rows, low, bias, y.reshape(n * k), 0, n, 0, (k + nr - 1) // nr, d, k, r, nr, DEPTH, ROWS)
+    add_product(x.reshape(n * d), d, 1, w, rows, low, r * nr, nr, bias, y.reshape(n * k), 0, n, 0, (k + nr - 1) // nr, d, k, r, nr, DEPTH, ROWS)
 
 
 @runtime.jit
@@ -62,7 +62,7 @@ def _backward(g, x, xa, w, a, b, scaling, dx, da, db, nr):
         none, low = g.reshape(n * k)[:0], np.empty((d + nr - 1) // nr * nr * r, a.dtype)
         pack_b(0, (d + nr - 1) // nr, a.reshape(d * r), 1, r, low, r, d, nr, DEPTH)
         flat, rows = g.reshape(n * k), gb.reshape(n * r)
-        add_product(flat, k, 1, w, rows, low, none, dx.reshape(n * d), 0, n, 0, (d + nr - 1) // nr, k, d, r, nr, DEPTH, ROWS)
+        add_product(flat, k, 1, w, rows, low, r * nr, nr, none, dx.reshape(n * d), 0, n, 0, (d + nr - 1) // nr, k, d, r, nr, DEPTH, ROWS)
     turned = np.empty(r * d, a.dtype)
     packed = np.empty((r + LOW - 1) // LOW * LOW * n, a.dtype)
     pack_a(gb.reshape(n * r), 1, r, 0, r, 0, n, packed, LOW)
@@ -89,7 +89,7 @@ def lora_linear(x, w, a, b, mask=None, bias=None, *, scaling):
         _forward(x, w.forward(), a, b, shift, dtype.type(scaling), y, xa, columns(dtype))
         return y, xa
     xa = product(x if mask is None else x * mask, a)
-    return w.matmul(x, low=(xa, _scale(b, scaling)), bias=bias), xa
+    return w.matmul(x, low=(_scale(xa, scaling), b), bias=bias), xa
 
 
 def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):
