@@ -1,7 +1,7 @@
 """A pool of threads that run compiled loops side by side.
 
 Compiled loops release Python's global lock, so ordinary threads run them in parallel. A thread sleeps when there has
-been nothing to do for half a millisecond; a forked child starts a pool of its own; and when two Python threads launch
+been nothing to do for two milliseconds; a forked child starts a pool of its own; and when two Python threads launch
 at once, the second simply runs its loop alone. `docs/decisions.md` (threads) has the measurements.
 """
 

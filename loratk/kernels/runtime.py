@@ -120,17 +120,20 @@ def cache_dir() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def jit(function: Function | None = None, *, reassociate: bool = False, inline: bool = False) -> Any:
+def jit(function: Function | None = None, *, reassociate: bool = False, inline: bool = False, paste: bool = False) -> Any:
     """Compile a loop for the cpu backend on its first call, outside Python's global lock, and cache the result.
 
     `reassociate` lets sums be reordered, which vectorises them: still the same bits on every run. `inline` is for
-    small functions that compiled loops call; they are not cached on their own.
+    small functions that compiled loops call; they are not cached on their own. `paste` puts one into its caller before
+    either is compiled, which spares compiling it.
     """
     if function is None:
-        return partial(jit, reassociate=reassociate, inline=inline)
+        return partial(jit, reassociate=reassociate, inline=inline, paste=paste)
     import numba
 
     flags = dict(FLAGS, fastmath=REASSOCIATE if reassociate else {"contract"})
+    if paste:
+        return numba.njit(inline="always", **flags)(function)
     if inline:
         return numba.njit(**flags)(function)
     folder = cache_dir()

@@ -2,7 +2,7 @@
 
 A thread that sleeps is woken some 30 microseconds late, and often on the processor that the waking thread is busy on, so that the two take
 turns instead of running side by side. A worker that has just worked will most likely be needed again at once: it first
-looks at a flag for about half a millisecond, outside Python's global lock, and lets other threads have its processor meanwhile.
+looks at a flag for about two milliseconds, outside Python's global lock, and lets other threads have its processor meanwhile.
 
 While it looks, it also takes work that needs no Python: a compiled function by its address, left in the worker's mailbox by
 another compiled function (`share`). That starts within a microsecond, where a call from Python takes some 25.
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from . import runtime
 
-ROUNDS = 80_000  # about half a millisecond
+ROUNDS = 80_000  # about two milliseconds
 YIELD = 64  # looks between two offers of the processor to others; without them a waiting thread can keep a working one from running
 
 # A mailbox: its state, the function, where its part starts and stops, and the function's own argument.
@@ -110,7 +110,7 @@ def _spin(flag, rounds):
 
 
 def spin(flag: np.ndarray) -> bool:
-    """Whether flag[0] becomes other than 0 within about half a millisecond. At once False with the JIT off."""
+    """Whether flag[0] becomes other than 0 within about two milliseconds. At once False with the JIT off."""
     return not config.DISABLE_JIT and _spin(flag, ROUNDS)
 
 

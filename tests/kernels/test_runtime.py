@@ -123,6 +123,70 @@ def test_a_loop_may_launch_another():
     assert sum(stop - start for start, stop, _ in seen) == 20
 
 
+# Work that is handed over without Python (`spin.share`), as a chain of layers does
+
+
+def through_a_chain():
+    """What a chain of two layers makes of 64 rows, and all its gradients: work for two threads."""
+    cpu, rng = get_backend("cpu"), np.random.default_rng(0)
+    x, g = rng.standard_normal((64, 48)), rng.standard_normal((64, 40))
+    links = []
+    for d, k in ((48, 80), (80, 40)):
+        links += [cpu.freeze_weight(rng.standard_normal((d, k))), None, rng.standard_normal((d, 5)), rng.standard_normal((5, k))]
+    options = {"scalings": (1.0, 2.0), "relus": (True, False)}
+    y, kept = cpu.lora_chain(x, *links, **options)
+    return y, *cpu.lora_chain_grad(g, x, y, kept, *links, **options)
+
+
+def same_chain(got, want):
+    return all(np.array_equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+def test_shared_work_gives_the_same_bits_from_several_threads_at_once():
+    want, got = through_a_chain(), []
+
+    def work():
+        for _ in range(50):
+            got.append(same_chain(through_a_chain(), want))
+
+    with runtime.num_threads(3):
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert got == [True] * 150
+
+
+def test_shared_work_and_calls_use_the_same_workers():
+    want, want_silu = through_a_chain(), silu()
+    with runtime.num_threads(3):
+        for _ in range(100):
+            assert same_chain(through_a_chain(), want)
+            assert np.array_equal(silu(), want_silu)
+
+
+def test_shared_work_needs_no_worker_awake():
+    want = through_a_chain()
+    with runtime.num_threads(2):
+        through_a_chain()
+        time.sleep(0.05)  # long after the worker went to sleep
+        assert same_chain(through_a_chain(), want)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_shared_work_after_fork():
+    with runtime.num_threads(2):
+        want = through_a_chain()
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            os._exit(0 if all(same_chain(through_a_chain(), want) for _ in range(20)) else 1)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_works_after_fork():

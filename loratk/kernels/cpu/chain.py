@@ -252,7 +252,7 @@ def _gradients(start, stop, x, g, table, scalings, kept, held, out, n, nr):
 WORDS, SINGLE, DOUBLE = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.float64)
 
 
-@runtime.jit(inline=True)
+@runtime.jit(paste=True)
 def _unpack(argument, like):
     """What `_pack` put together: n, nr, table, scalings and six arrays of numbers."""
     box = array_at(argument, 18, WORDS)
@@ -269,19 +269,19 @@ def _unpack(argument, like):
     return box[0], box[1], table, scalings, six
 
 
-@runtime.jit(inline=True)
+@runtime.jit(paste=True)
 def _forward_part(start, stop, argument, like):
     n, nr, table, scalings, (x, kept, y, _, _, _) = _unpack(argument, like)
     _forward(start, stop, TALL, x, table, scalings, kept, y, n, nr)
 
 
-@runtime.jit(inline=True)
+@runtime.jit(paste=True)
 def _backward_part(start, stop, argument, like):
     n, nr, table, scalings, (g, y, kept, held, dx, _) = _unpack(argument, like)
     _backward(start, stop, TALL, g, y, table, scalings, kept, held, dx, n, nr)
 
 
-@runtime.jit(inline=True)
+@runtime.jit(paste=True)
 def _gradients_part(start, stop, argument, like):
     n, nr, table, scalings, (x, g, kept, held, out, _) = _unpack(argument, like)
     _gradients(start, stop, x, g, table, scalings, kept, held, out, n, nr)
