@@ -1,9 +1,13 @@
-"""Files of named arrays and strings: the store contract, HDF5 and npz."""
+"""Files of named arrays and strings: the store contract, HDF5, npz and safetensors."""
 
 from .atomic import atomic_file
 from .find import find_store
 from .hdf5 import Hdf5Store
 from .npz import NpzStore
+from .safetensors import SafetensorsStore, open_safetensors, write_safetensors
 from .store import Contents, Reader, Store, StoreBase
 
-__all__ = ["Contents", "Hdf5Store", "NpzStore", "Reader", "Store", "StoreBase", "atomic_file", "find_store"]
+__all__ = [
+    "Contents", "Hdf5Store", "NpzStore", "Reader", "SafetensorsStore", "Store", "StoreBase", "atomic_file", "find_store",
+    "open_safetensors", "write_safetensors",
+]  # fmt: skip
