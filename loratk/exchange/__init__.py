@@ -1,10 +1,16 @@
 """Adapters as plain data, to and from files: loratk's own layout in any store, and the formats of other tools."""
 
+from .base import Checkpoint
+from .configs import config_for
+from .detect import Detected
 from .format import FEATURES, AdapterFormat, Base, Option, Reading, Request
+from .hub import detect_format, load_adapter, save_adapter
 from .own import FORMAT, list_adapters, read_adapters, write_adapters
+from .portable import portable
 from .state import AdapterState
+from .stores import formats_of
 
 __all__ = [
-    "FEATURES", "FORMAT", "AdapterFormat", "AdapterState", "Base", "Option", "Reading", "Request", "list_adapters", "read_adapters",
-    "write_adapters",
+    "FEATURES", "FORMAT", "AdapterFormat", "AdapterState", "Base", "Checkpoint", "Detected", "Option", "Reading", "Request", "config_for",
+    "detect_format", "formats_of", "list_adapters", "load_adapter", "portable", "read_adapters", "save_adapter", "write_adapters",
 ]  # fmt: skip

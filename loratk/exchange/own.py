@@ -51,10 +51,12 @@ def read_adapters(
     stores: Mapping[str, Store],
     names: Collection[str] | None = None,
     store: str | None = None,
+    finite: bool = True,
 ) -> list[AdapterState]:
     """Read adapters, all or the named ones, in the file's order.
 
-    The structure of the whole file is checked, and the values of what is read. Raises FormatError with every fault, UnknownNameError.
+    The structure of the whole file is checked, and the values of what is read: that they are finite, unless told otherwise. Raises
+    FormatError with every fault, UnknownNameError.
     """
     with _opened(path, stores, store) as reader:
         found: list[str] = []
@@ -68,7 +70,7 @@ def read_adapters(
         read = []
         for name, state in wanted.items():
             tensors = {_key(module, parameter): reader.array(full) for (module, parameter), full in tree.adapters[name].items()}
-            found += [f"adapter {name!r}: {fault}" for fault in value_faults(tensors)]
+            found += [f"adapter {name!r}: {fault}" for fault in value_faults(tensors) if finite]
             read.append(replace(state, tensors=tensors))
         if found:
             raise FormatError(faults(f"'{path}' is not a sound adapter file (docs/format.md); correct it or get a new copy:", found))

@@ -39,6 +39,14 @@ class AdapterState:
     metadata: dict[str, str] = field(default_factory=dict)  # the user's own
     version: str = ""  # of the loratk that wrote it; filled in on writing
 
+    def parameters(self) -> dict[str, dict[str, np.ndarray]]:
+        """The tensors by module and parameter; a module without any has an empty dict."""
+        found: dict[str, dict[str, np.ndarray]] = {module: {} for module in self.modules}
+        for key, tensor in self.tensors.items():
+            module, _, parameter = key.rpartition(".")
+            found.setdefault(module, {})[parameter] = tensor
+        return found
+
 
 def module_faults(module: str, record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """What is wrong with one module's record and the shapes of its parameters."""

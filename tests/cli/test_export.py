@@ -104,7 +104,7 @@ def test_a_wrong_shape_is_named(run, files, tmp_path):
     Hdf5Store().write(tmp_path / "base.h5", arrays, {})
     got = run("export", files.adapters, tmp_path / "m.h5", "--merged", "--base", tmp_path / "base.h5", "--any-base", "--adapter", "two")
     assert got.exit_code == 1
-    assert "for a (5, 3) weight" in got.stderr
+    assert "was made for a weight of shape [5, 4], '2.weight' acts as [5, 3]" in got.stderr
 
 
 def test_a_value_too_large_for_the_dtype_is_named(run, tmp_path):
@@ -188,8 +188,8 @@ def test_a_failed_export_leaves_the_old_file(run, files, tmp_path):
 @pytest.mark.parametrize(
     ("args", "want"),
     [
-        (["{adapters}", "{out}.xyz"], "no store has its suffix"),
-        (["{adapters}", "{out}.h5", "--to", "ghost"], "no store named 'ghost'"),
+        (["{adapters}", "{out}.xyz"], "no format has its suffix"),
+        (["{adapters}", "{out}.h5", "--to", "ghost"], "no format named 'ghost'"),
         (["{adapters}", "{out}.h5", "--adapter", "ghost"], "no adapter named 'ghost'"),
         (["{base}", "{out}.h5"], "no adapter file"),
         (["{adapters}", "{out}.h5", "--merged", "--base", "{adapters}"], "is an adapter file, not the weights"),
@@ -204,9 +204,27 @@ def test_what_cannot_be_done_is_an_error(run, files, tmp_path, args, want):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("more", [["--merged"], ["--base", "b.h5"], ["--any-base"]])
-def test_options_that_belong_together(run, files, tmp_path, more):
-    assert run("export", files.adapters, tmp_path / "a.h5", *more).exit_code == 2
+@pytest.mark.parametrize(
+    ("more", "want"),
+    [
+        (["--merged"], "--merged needs --base"),
+        (["--any-base"], "--any-base is for --merged"),
+        (["--base-order", "input-first"], "--base-order is for --base"),
+        (["--bake-rank", "2"], "--bake-rank is for --bake"),
+        (
+            ["--merged", "--base", "b.h5", "--portable", "--bake", "--bake-rank", "2"],
+            "--portable, --bake, --bake-rank would have no effect",
+        ),
+        (["--rename", "a"], "--rename takes two names with '=' between them, found 'a'"),
+        (["--rename", "=a"], "--rename takes two names with '=' between them, found '=a'"),
+        (["-o", "a=1", "-o", "a=2"], "-o is given twice for 'a'"),
+    ],
+)
+def test_wrong_usage(run, files, tmp_path, more, want):
+    got = run("export", files.adapters, tmp_path / "a.h5", *more)
+    assert got.exit_code == 2
+    assert want in " ".join(got.stderr.split())
+    assert not (tmp_path / "a.h5").exists()
 
 
 @pytest.mark.parametrize("method", sorted(default_registry().methods))
@@ -262,5 +280,5 @@ def test_merge_says_what_does_not_fit(record, tensors, want):
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(ConfigError, match="float16, float32, float64, found 'int8'"):
+    with pytest.raises(ConfigError, match="float16, bfloat16, float32, float64, found 'int8'"):
         export_adapters(tmp_path / "none.h5", tmp_path / "a.h5", dtype="int8")

@@ -1,0 +1,87 @@
+"""Low-rank updates by their factors: norms, singular values, differences and products in O((d + k) r^2), never a (d, k) matrix.
+
+With A = Q R and the transpose of B = P S (QR decompositions), A B = Q (R S^T) P^T, so what does not depend on the frame can be read off the
+core R S^T, (r, r): its singular values are those of A B, its Frobenius norm is that of A B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def update_pairs(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> list[Pair]:
+    """scaling lora_A lora_B of a module as pairs A (d, r'), B (r', k') in float64, whose products are parts of it that share no entry.
+
+    One pair for most; one for each group of a grouped convolution (its columns) and for each expert of a stack. The scaling is in B.
+    """
+    a, b = (tensors[name].astype(np.float64) for name in ("lora_A", "lora_B"))
+    b = b * float(record["scaling"])
+    if "experts" in record:
+        return list(zip(a, b, strict=True))
+    groups = record.get("groups", 1)
+    if groups == 1:
+        return [(a, b)]
+    return list(zip(np.split(a, groups, axis=1), np.split(b, groups, axis=1), strict=True))
+
+
+def dense_update(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """scaling lora_A lora_B of a module as a matrix (d, k), float64; (experts, d, k) for a stack of experts."""
+    products = [a @ b for a, b in update_pairs(record, tensors)]
+    return np.stack(products) if "experts" in record else np.concatenate(products, axis=1)
+
+
+def core(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A small matrix with the singular values of A B that are not 0 by rank: (d, r), (r, k) -> at most (r, r)."""
+    left, right = (np.asarray(np.linalg.qr(matrix.astype(np.float64), mode="r")) for matrix in (a, b.T))
+    return left @ right.T
+
+
+def product_norm(a: np.ndarray, b: np.ndarray) -> float:
+    """The Frobenius norm of A B: (d, r), (r, k) -> number."""
+    return float(np.linalg.norm(core(a, b)))
+
+
+def norm(pairs: Sequence[Pair]) -> float:
+    """The Frobenius norm of an update in parts."""
+    return float(np.sqrt(sum(product_norm(a, b) ** 2 for a, b in pairs)))
+
+
+def singular_values(pairs: Sequence[Pair]) -> np.ndarray:
+    """The singular values of an update, falling; those of all parts together where it has several. NaN where it is not finite."""
+    values = []
+    for a, b in pairs:
+        small = core(a, b)
+        values.append(np.linalg.svd(small, compute_uv=False) if np.isfinite(small).all() else np.full(min(small.shape), np.nan))
+    return np.sort(np.concatenate(values))[::-1]
+
+
+def difference(left: Sequence[Pair], right: Sequence[Pair]) -> float:
+    """The Frobenius norm of the difference of two updates that have equal parts.
+
+    Of the joined factors [A, A'] and [B; -B'], so two factorings of one update differ by rounding only.
+    """
+    joined = [(np.hstack([a, c]), np.vstack([b, -d])) for (a, b), (c, d) in zip(left, right, strict=True)]
+    return norm(joined)
+
+
+def inner(left: Sequence[Pair], right: Sequence[Pair]) -> float:
+    """The sum of the products of equal entries of two updates: trace((A^T A') (B' B^T)) of each part."""
+    return float(sum(np.sum((a.T @ c) * (b @ d.T)) for (a, b), (c, d) in zip(left, right, strict=True)))
+
+
+def nearest_pair(matrix: np.ndarray, rank: int) -> Pair:
+    """The pair (d, r), (r, k) whose product is nearest to a matrix (d, k): its largest singular values (Eckart & Young 1936).
+
+    Each singular value goes to both factors in equal parts. Pairs of a higher rank than min(d, k) end in zeros.
+    """
+    u, s, v = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    kept = min(rank, len(s))
+    root = np.sqrt(s[:kept])
+    a, b = np.zeros((matrix.shape[0], rank)), np.zeros((rank, matrix.shape[1]))
+    a[:, :kept], b[:kept] = u[:, :kept] * root, root[:, None] * v[:kept]
+    return a, b
