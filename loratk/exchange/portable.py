@@ -42,7 +42,7 @@ def _folded(record: dict[str, Any], held: dict[str, np.ndarray], rank: int) -> M
     dtypes = dict(record.get("dtypes", {}))
     for name in ("lora_B", "lora_bias"):
         if name in grown:
-            grown[name] = _scaled(grown[name], scaling, dtypes, name)
+            grown[name] = scaled(grown[name], scaling, dtypes, name)
     said = f"alpha {record['alpha']:g}, rank {record['rank']}, scaling {scaling:g} folded into lora_B"
     new = record | {"rank": rank, "alpha": float(rank), "scaling": 1.0, "alpha_source": said, "dtypes": dtypes}
     return {key: value for key, value in new.items() if key != "dtypes" or value}, grown
@@ -57,10 +57,11 @@ def _filled(array: np.ndarray, size: int, axis: int, parts: int = 1) -> np.ndarr
     return np.pad(cut, widths).reshape(*array.shape[:axis], size, *array.shape[axis + 1 :])
 
 
-def _scaled(array: np.ndarray, scaling: float, dtypes: dict[str, str], name: str) -> np.ndarray:
+def scaled(array: np.ndarray, scaling: float, dtypes: dict[str, str], name: str) -> np.ndarray:
     """An array times the scaling in its own dtype if that is exact, else in at least float32; `dtypes` forgets it then."""
     product = array.astype(np.float64) * scaling
-    same = round_bfloat16(product) if name in dtypes else product.astype(array.dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        same = round_bfloat16(product) if name in dtypes else product.astype(array.dtype)
     if np.array_equal(same, product):
         return same
     dtypes.pop(name, None)

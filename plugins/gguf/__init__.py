@@ -1,10 +1,12 @@
-"""Adapters as gguf keeps them."""
+"""Adapters of llama.cpp: one GGUF file."""
 
 from loratk import hookimpl
 from loratk.exchange import AdapterFormat
 
+from .gguf_format import GgufFormat
+
 
 @hookimpl
 def register_formats() -> list[AdapterFormat]:
-    """None yet."""
-    return []
+    """GGUF."""
+    return [GgufFormat()]
