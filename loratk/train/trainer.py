@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DtypeError, FormatError, StateError, faults
+from ..kernels.memory import release_memory
 from ..nn import Module
 from . import checkpoint as files
 from .callbacks import EVENTS, Callback, Record
@@ -125,6 +126,7 @@ class Trainer:
             self._open = False
         finally:
             self._running = False
+            release_memory()
             self._open = self._open and (self.continuing or self.step > before)  # a fit that failed at once is not one to finish
         return self.history
 

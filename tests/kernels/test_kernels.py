@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratk.kernels import get_backend, runtime
-from loratk.kernels.cpu import chain
+from loratk.kernels.cpu import chain, optim
 from loratk.testing.kernels import EXAMPLES, IN_PLACE, Frozen, check_example, check_kernel
 
 pytestmark = pytest.mark.kernels
@@ -85,7 +85,9 @@ def results(name, threads):
         patch.setattr("loratk.kernels.cpu.dora.GRAIN", 1 << 13)
         patch.setattr(chain, "_share_forward", spied(chain._share_forward))
         patch.setattr(chain, "_share_backward", spied(chain._share_backward))
+        patch.setattr(optim, "_share_adam", spied(optim._share_adam))
         patch.setattr("loratk.kernels.cpu.chain.PATIENT", 1e-6)  # and wait for the workers
+        patch.setattr("loratk.kernels.cpu.optim.PATIENT", 1e-6)
         for args, kwargs in made:
             given = [CPU.freeze_weight(arg.array) if isinstance(arg, Frozen) else arg for arg in args]
             result = CPU.kernels[name](*given, **kwargs)

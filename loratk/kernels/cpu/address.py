@@ -35,3 +35,6 @@ def _plain(where, size, like):
 
 array_at = _plain if config.DISABLE_JIT else _compiled
 """array_at(where, size, like): the one-dimensional array of so many entries of `like`'s dtype that begins at an address."""
+
+WORDS, SINGLE, DOUBLE = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.float64)
+"""What `array_at` takes as `like`."""

@@ -12,9 +12,10 @@ import numpy as np
 from numba import config
 
 from .. import runtime
+from ..memory import empty
 from ..reference.chain import check_input, layers_of
 from ..spin import share
-from .address import address, array_at
+from .address import DOUBLE, SINGLE, WORDS, address, array_at
 from .gemm import MR, ROWS, block, pack_rows
 from .pack import DEPTH
 from .thin import STRIP
@@ -249,8 +250,6 @@ def _gradients(start, stop, x, g, table, scalings, kept, held, out, n, nr):
 
 # The same three by address, for threads that share the work: their arguments stand in an array of addresses and sizes.
 
-WORDS, SINGLE, DOUBLE = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.float64)
-
 
 @runtime.jit(paste=True)
 def _unpack(argument, like):
@@ -412,7 +411,7 @@ def lora_chain(x, *links, scalings, relus):
     plan = _plan(links, scalings, relus)
     check_input(x, links)
     n, flat, double = x.shape[0], np.ascontiguousarray(x).reshape(-1), x.dtype == np.float64
-    kept, y = np.empty(n * plan.kept, x.dtype), np.empty((n, plan.k), x.dtype)
+    kept, y = empty((n * plan.kept,), x.dtype), empty((n, plan.k), x.dtype)
     arrays = n, plan.nr, plan.table, plan.scalings, flat, kept, y.reshape(-1)
     if config.DISABLE_JIT:
         n, nr, table, scalings, flat, kept, out = arrays
@@ -429,8 +428,8 @@ def lora_chain_grad(g, x, y, kept, *links, scalings, relus, need_x=True):
     if plan.turned < 1 + need_x:
         plan.turn(need_x)
     g, x, y = (np.ascontiguousarray(each).reshape(-1) for each in (g, x, y))
-    held, out = np.empty(n * plan.scratch, g.dtype), np.empty(plan.grads, g.dtype)
-    dx = np.empty((n if need_x else 0, plan.d), g.dtype)
+    held, out = empty((n * plan.scratch,), g.dtype), empty((plan.grads,), g.dtype)
+    dx = empty((n if need_x else 0, plan.d), g.dtype)
     if not n:
         out[:] = 0
     elif config.DISABLE_JIT:

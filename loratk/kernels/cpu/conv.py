@@ -6,6 +6,7 @@ off once a line, and not looked for at every pixel.
 
 import numpy as np
 
+from ..memory import empty
 from ..reference.conv import out_size
 from ..runtime import jit, parallel_for
 from .split import row_grain
@@ -59,7 +60,7 @@ def im2col(x, *, kernel, stride, padding, dilation):
     n, h, w, c = x.shape
     oh, ow = (out_size(*axis) for axis in zip((h, w), kernel, stride, padding, dilation, strict=True))
     size = kernel[0] * kernel[1] * c
-    out = np.empty((n * oh, ow * size), x.dtype)
+    out = empty((n * oh, ow * size), x.dtype)
     options = (tuple(option) for option in (kernel, stride, padding, dilation))
     lines = np.ascontiguousarray(x).reshape(n * h, w * c)
     parallel_for(_im2col, n * oh, lines, out, h, oh, ow, c, *options, grain=row_grain(ow * size))
@@ -96,7 +97,7 @@ def col2im(g, *, shape, kernel, stride, padding, dilation):
     """The derivative of `im2col`: patches summed back into an image of `shape` (n, h, w, c)."""
     n, h, w, c = shape
     _, oh, ow, size = g.shape
-    out = np.empty((n * h, w * c), g.dtype)
+    out = empty((n * h, w * c), g.dtype)
     options = (tuple(option) for option in (kernel, stride, padding, dilation))
     lines = np.ascontiguousarray(g).reshape(n * oh, ow * size)
     parallel_for(_col2im, n * h, lines, out, h, oh, ow, c, *options, grain=row_grain(w * kernel[0] * kernel[1] * c))

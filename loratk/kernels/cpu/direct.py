@@ -11,6 +11,7 @@ import weakref
 
 import numpy as np
 
+from ..memory import empty
 from ..reference.conv import out_size
 from ..runtime import jit, parallel_for
 from .conv import col2im
@@ -161,7 +162,7 @@ class Windows:
 
     def convolve(self, x, b, k, *, low=None, bias=None, out=None):
         """x by a packed matrix (size, k), plus a product of (places, r) and (r, k), plus a bias (k,), added to `out` if that is given."""
-        y = np.empty(self.shape(k), x.dtype) if out is None else out
+        y = empty(self.shape(k), x.dtype) if out is None else out
         flat = np.ascontiguousarray(x).reshape(-1)
         left, right, r = (flat[:0], b[:0], 0) if low is None else (low[0].reshape(-1), pack(low[1]), low[1].shape[0])
         grain = max(1, ALONE * self.blocks // max(1, self.places * self.size * k))

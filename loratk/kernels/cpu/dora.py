@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import runtime
+from ..memory import empty
 from .lora import lora_linear, lora_linear_grad
 from .split import GRAIN, row_grain
 
@@ -73,7 +74,7 @@ def dora_linear(x, w, a, b, m, bias=None, *, scaling):
     """
     c = np.maximum(lora_column_norm(w, a, b, scaling=scaling), np.finfo(x.dtype).tiny)  # a column of zeros stays one
     z, xa = lora_linear(x, w, a, b, scaling=scaling)
-    y, shift = np.empty(z.shape, z.dtype), c[:0] if bias is None else np.ascontiguousarray(bias)
+    y, shift = empty(z.shape, z.dtype), c[:0] if bias is None else np.ascontiguousarray(bias)
     runtime.parallel_for(_stretch, len(z), z, m / c, shift, y, grain=row_grain(z.shape[1], GRAIN))
     return y, c, z, xa
 
@@ -84,7 +85,7 @@ def dora_linear_grad(g, x, c, z, xa, w, a, b, m, *, scaling, need_x=True):
     c, z and xa are what `dora_linear` returned; c is a constant (Liu et al. 2024, section 4.3).
     """
     g, z = np.ascontiguousarray(g), np.ascontiguousarray(z)
-    (n, k), gz = g.shape, np.empty(g.shape, g.dtype)
+    (n, k), gz = g.shape, empty(g.shape, g.dtype)
     sums = np.empty((-(-n // BLOCK), k), g.dtype)
     runtime.parallel_for(_stretch_grad, len(sums), g, z, m / c, gz, sums, grain=row_grain(k * BLOCK, GRAIN))
     dx, da, db = lora_linear_grad(gz, x, xa, w, a, b, scaling=scaling, need_x=need_x)

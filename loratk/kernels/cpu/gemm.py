@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from .. import runtime
+from ..memory import empty
 from .pack import DEPTH, line, pack, pack_a, pack_b
 from .thin import THIN, across, dots
 from .tile import LOW, MR, columns, low_tile, pair_tile, tile
@@ -146,7 +147,7 @@ def multiply(a, packed, k, *, low=None, bias=None):
     if low is not None and low[1].shape[0] > DEPTH:
         return multiply(a, packed, k, bias=bias) + product(*low)
     n, d = a.shape
-    c = np.empty((n, k), a.dtype)
+    c = empty((n, k), a.dtype)
     flat, s0, s1 = line(a)
     low_a = low_b = none = flat[:0]
     nr = columns(a.dtype)
@@ -191,7 +192,7 @@ def product(a, b):
 def _stack(a, b, count, n, d, k):
     """A stack of products, each by one thread."""
     (flat_a, s0, s1), (flat_b, t0, t1) = line(a), line(b)
-    c = np.empty((*a.shape[:-1], k), a.dtype)
+    c = empty((*a.shape[:-1], k), a.dtype)
     args = (flat_a, n * d, s0, s1, flat_b, d * k, t0, t1, c.reshape(-1), n, d, k, columns(a.dtype), DEPTH, ROWS)
     runtime.parallel_for(_batch, count, *args, n * d * k <= SMALL or (n <= 2 and k <= THIN), grain=max(1, ALONE // max(1, n * d * k)))
     return c

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import runtime
+from ..memory import empty
 from .gemm import ROWS, add_product, product
 from .pack import DEPTH, pack_a, pack_b
 from .thin import STRIP
@@ -49,7 +50,9 @@ def _forward(x, w, a, b, bias, scaling, y, xa, nr):
     (n, d), (r, k) = x.shape, b.shape
     dots(0, (n + 3) // 4, x, _lines(a, True, x.dtype.type(1), r), xa, r)
     rows, low = xa.reshape(n * r), _panels(b, scaling, nr)
-    add_product(x.reshape(n * d), d, 1, w, rows, low, r * nr, nr, bias, y.reshape(n * k), 0, n, 0, (k + nr - 1) // nr, d, k, r, nr, DEPTH, ROWS)
+    add_product(
+        x.reshape(n * d), d, 1, w, rows, low, r * nr, nr, bias, y.reshape(n * k), 0, n, 0, (k + nr - 1) // nr, d, k, r, nr, DEPTH, ROWS
+    )
 
 
 @runtime.jit
@@ -84,7 +87,7 @@ def lora_linear(x, w, a, b, mask=None, bias=None, *, scaling):
     if mask is None and _is_small(x, w, b.shape[0]):
         x, a, b = np.ascontiguousarray(x), np.ascontiguousarray(a), np.ascontiguousarray(b)
         n, dtype = x.shape[0], x.dtype
-        y, xa = np.empty((n, b.shape[1]), dtype), np.empty((n, b.shape[0]), dtype)
+        y, xa = empty((n, b.shape[1]), dtype), np.empty((n, b.shape[0]), dtype)
         shift = y[0, :0] if bias is None else np.ascontiguousarray(bias)
         _forward(x, w.forward(), a, b, shift, dtype.type(scaling), y, xa, columns(dtype))
         return y, xa
@@ -97,7 +100,7 @@ def lora_linear_grad(g, x, xa, w, a, b, mask=None, *, scaling, need_x=True):
     if mask is None and _is_small(x, w, b.shape[0]):
         g, x, xa, a, b = (np.ascontiguousarray(each) for each in (g, x, xa, a, b))
         dtype = x.dtype
-        dx, da, db = np.empty(x.shape if need_x else (0, x.shape[1]), dtype), np.empty(a.shape, dtype), np.empty(b.shape, dtype)
+        dx, da, db = empty(x.shape if need_x else (0, x.shape[1]), dtype), np.empty(a.shape, dtype), np.empty(b.shape, dtype)
         _backward(g, x, xa, w.backward() if need_x else g[0, :0], a, b, dtype.type(scaling), dx, da, db, columns(dtype))
         return dx if need_x else None, da, db
     gb = product(g, _scale(b, scaling).T)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..memory import empty
 from ..runtime import jit, parallel_for
 from .split import as_rows, row_grain
 
@@ -34,7 +35,7 @@ def layer_norm(x, w, b, *, eps):
     """
     x, w, b = as_rows(x), np.ascontiguousarray(w), np.ascontiguousarray(b)
     n, k = x.shape
-    out, mean, rstd = np.empty_like(x), np.empty(n, x.dtype), np.empty(n, x.dtype)
+    out, mean, rstd = empty(x.shape, x.dtype), np.empty(n, x.dtype), np.empty(n, x.dtype)
     parallel_for(_layer_norm, n, x, w, b, float(eps), out, mean, rstd, grain=row_grain(k))
     return out, mean, rstd
 
@@ -60,7 +61,7 @@ def _layer_norm_grad(start, stop, g, x, w, mean, rstd, dx, dw, db):
 def layer_norm_grad(g, x, w, mean, rstd):
     """Gradients of `layer_norm` for x, w and b: (n, k) -> (n, k), (k,), (k,)."""
     g, x, w, mean, rstd = (np.ascontiguousarray(array) for array in (g, x, w, mean, rstd))
-    dx, dw, db = np.empty_like(x), _blocks(x), _blocks(x)
+    dx, dw, db = empty(x.shape, x.dtype), _blocks(x), _blocks(x)
     parallel_for(_layer_norm_grad, len(dw), g, x, w, mean, rstd, dx, dw, db, grain=row_grain(BLOCK * x.shape[1]))
     return dx, np.sum(dw, axis=0), np.sum(db, axis=0)
 
@@ -85,7 +86,7 @@ def _rms_norm(start, stop, x, w, eps, out, rstd):
 def rms_norm(x, w, *, eps):
     """x rstd w and rstd = 1 / sqrt(mean(x^2) + eps): (n, k), (k,) -> (n, k), (n,). Zhang & Sennrich 2019, eq. 4."""
     x, w = as_rows(x), np.ascontiguousarray(w)
-    out, rstd = np.empty_like(x), np.empty(len(x), x.dtype)
+    out, rstd = empty(x.shape, x.dtype), np.empty(len(x), x.dtype)
     parallel_for(_rms_norm, len(x), x, w, float(eps), out, rstd, grain=row_grain(x.shape[1]))
     return out, rstd
 
@@ -109,6 +110,6 @@ def _rms_norm_grad(start, stop, g, x, w, rstd, dx, dw):
 def rms_norm_grad(g, x, w, rstd):
     """Gradients of `rms_norm` for x and w: (n, k) -> (n, k), (k,)."""
     g, x, w, rstd = (np.ascontiguousarray(array) for array in (g, x, w, rstd))
-    dx, dw = np.empty_like(x), _blocks(x)
+    dx, dw = empty(x.shape, x.dtype), _blocks(x)
     parallel_for(_rms_norm_grad, len(dw), g, x, w, rstd, dx, dw, grain=row_grain(BLOCK * x.shape[1]))
     return dx, np.sum(dw, axis=0)

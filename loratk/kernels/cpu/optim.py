@@ -3,9 +3,12 @@
 import math
 
 import numpy as np
+from numba import config
 
 from .. import reference
-from ..runtime import jit, parallel_for
+from ..runtime import by_address, jit, mailboxes, parallel_for
+from ..spin import share
+from .address import DOUBLE, SINGLE, WORDS, array_at
 from .split import GRAIN
 
 __all__ = ["adam_step", "sgd_step"]
@@ -62,6 +65,38 @@ def _adam_step(start, stop, p, g, m, v, shrink, weight_decay, rate1, rate2, size
         p[i] = shrink * p[i] - size * m[i] / (np.sqrt(v[i]) / scale + eps)
 
 
+# The same by address, for threads that are handed their part without Python.
+
+
+@jit(paste=True)
+def _adam_part(start, stop, argument, like):
+    box = array_at(argument, 6, WORDS)
+    size, c = box[4], array_at(box[5], 7, DOUBLE)
+    p, g, m, v = array_at(box[0], size, like), array_at(box[1], size, like), array_at(box[2], size, like), array_at(box[3], size, like)
+    _adam_step(start, stop, p, g, m, v, c[0], c[1], c[2], c[3], c[4], c[5], c[6])
+
+
+@by_address
+def _adam_single(start, stop, argument):
+    _adam_part(start, stop, argument, SINGLE)
+
+
+@by_address
+def _adam_double(start, stop, argument):
+    _adam_part(start, stop, argument, DOUBLE)
+
+
+@jit
+def _share_adam(mails, most, function, patience, p, g, m, v, constants):
+    box = np.empty(6, np.int64)
+    box[0], box[1], box[2], box[3] = p.ctypes.data, g.ctypes.data, m.ctypes.data, v.ctypes.data
+    box[4], box[5] = p.size, constants.ctypes.data
+    return share(mails, most, function, p.size, GRAIN, patience, box.ctypes.data)
+
+
+PATIENT = 128  # entries for one look for a sleeping worker: half the time they take alone
+
+
 def adam_step(p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, decoupled, step):
     """One step of Adam on p, with its moments m and v, all in place; `step` counts from 1.
 
@@ -75,4 +110,9 @@ def adam_step(p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, decoupled, ste
     shrink, added = (1.0 - lr * weight_decay, 0.0) if decoupled else (1.0, float(weight_decay))
     arrays = p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1)
     rates = 1.0 - beta1, 1.0 - beta2, lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
-    parallel_for(_adam_step, p.size, *arrays, shrink, added, *rates, eps, grain=GRAIN)
+    constants = shrink, added, *rates, eps
+    if p.size < 2 * GRAIN or config.DISABLE_JIT:
+        parallel_for(_adam_step, p.size, *arrays, *constants, grain=GRAIN)
+    else:
+        function = _adam_double() if p.dtype == np.float64 else _adam_single()
+        _share_adam(*mailboxes(), function, int(p.size / PATIENT), *arrays, np.array(constants))

@@ -7,6 +7,7 @@ zero. Matrices come in as a one-dimensional array and two strides, so that one c
 import numpy as np
 
 from .. import runtime
+from ..memory import empty
 from .tile import columns
 
 DEPTH = 1024  # rows of B in a block
@@ -73,6 +74,6 @@ def pack(b):
     """A matrix (d, k) packed as the right factor of products."""
     (d, k), (flat, s0, s1), nr = b.shape, line(b), columns(b.dtype)
     panels = -(-k // nr)
-    out = np.empty(d * panels * nr, b.dtype)
+    out = empty((d * panels * nr,), b.dtype)
     runtime.parallel_for(pack_b, panels, flat, s0, s1, out, d, k, nr, DEPTH, grain=max(1, GRAIN // max(1, d * nr)))
     return out

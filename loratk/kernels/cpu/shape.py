@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..memory import empty
 from ..reference.shape import concat, getitem, getitem_grad, reshape, transpose
 from ..runtime import jit, parallel_for
 from .split import GRAIN, row_grain, row_index
@@ -14,7 +15,7 @@ def gather_rows(w, index):
     k = w.shape[1]
     if index.size * k < 2 * GRAIN or not w.flags.c_contiguous:
         return w[index]
-    rows, out = row_index(index, len(w)), np.empty((index.size, k), w.dtype)
+    rows, out = row_index(index, len(w)), empty((index.size, k), w.dtype)
 
     def take(start, stop):
         np.take(w, rows[start:stop], axis=0, out=out[start:stop], mode="clip")  # checked above; "raise" would make a copy

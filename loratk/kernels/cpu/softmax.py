@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import reference
+from ..memory import empty
 from ..runtime import jit, parallel_for
 from . import vmath
 from .split import GRAIN, as_rows, flat, row_grain, row_index
@@ -16,7 +17,7 @@ SMALL = 1 << 14  # entries up to which a loss is one compiled call on one thread
 def _by_rows(loop, *arrays):
     shape = arrays[0].shape
     rows = [as_rows(array) for array in arrays]
-    out = np.empty(rows[0].shape, rows[0].dtype)
+    out = empty(rows[0].shape, rows[0].dtype)
     parallel_for(loop, len(out), *rows, out, grain=row_grain(out.shape[1]))
     return out if len(shape) == 2 else out.reshape(shape)
 
@@ -187,7 +188,7 @@ def _small_loss_grad(logp, labels, ignore_index, g, smoothing, out):
 def cross_entropy_grad(g, logp, labels, *, ignore_index=-100, smoothing=0.0):
     """Gradient of `cross_entropy` for the logits: g () times (softmax - q) / rows kept, ignored rows 0."""
     n, k = logp.shape
-    labels, out = _labels(labels), np.empty((n, k), logp.dtype)
+    labels, out = _labels(labels), empty((n, k), logp.dtype)
     if logp.size <= SMALL:
         sound = _small_loss_grad(np.ascontiguousarray(logp), labels, ignore_index, float(g), float(smoothing), out)
         _check(sound, labels, ignore_index, k)

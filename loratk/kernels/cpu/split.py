@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..memory import empty
 from ..runtime import get_num_threads, parallel_for
 
 GRAIN = 1 << 15  # cheap elements that a thread must get before waking it pays
@@ -17,7 +18,7 @@ def flat(loop, *arrays, constants=(), grain=GRAIN):
             shape = np.broadcast_shapes(*(array.shape for array in arrays))
             arrays = tuple(array if array.shape == shape else np.broadcast_to(array, shape) for array in arrays)
             break
-    out = np.empty(shape, arrays[0].dtype)
+    out = empty(shape, arrays[0].dtype)
     lines = [array.reshape(-1) for array in arrays]  # a copy where it is not contiguous
     size = out.size
     if 0 < size < 2 * grain:  # one part
@@ -53,7 +54,7 @@ def ufunc(function, *operands):
         return function(*operands)
     shapes = {operand.shape for operand in operands}
     shape = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
-    out = np.empty(shape, np.result_type(*operands))
+    out = empty(shape, np.result_type(*operands))
     if not shapes:
         target, operands = out.reshape(-1), tuple(operand.reshape(-1) for operand in operands)
     else:

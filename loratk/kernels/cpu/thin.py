@@ -7,6 +7,7 @@ A^T B: each row of B is read once, in order, and goes into all sums.
 import numpy as np
 
 from .. import runtime
+from ..memory import empty
 from .pack import pack_a
 from .tile import LOW, columns, low_tile
 
@@ -55,7 +56,7 @@ def dots_loop(start, stop, a, b, c, r):
 def dots(a, b):
     """a b^T, both contiguous, b with few rows: (n, d), (r, d) -> (n, r)."""
     (n, d), r = a.shape, len(b)
-    out = np.empty((n, r), a.dtype)
+    out = empty((n, r), a.dtype)
     if r % 4:
         b = np.concatenate([b, np.zeros((-r % 4, d), b.dtype)])
     groups = -(-n // 4)
@@ -107,9 +108,9 @@ def across(a, s0, s1, m, b):
     n, k = b.shape
     nr = columns(b.dtype)
     panels = -(-m // LOW)
-    packed = np.empty(panels * LOW * n, b.dtype)
+    packed = empty((panels * LOW * n,), b.dtype)
     _pack_rows(0, panels, a, s0, s1, m, n, packed)
-    out = np.empty((m, k), b.dtype)
+    out = empty((m, k), b.dtype)
     wide = -(-k // nr)
     grain = max(1, GRAIN * wide // max(1, n * m * k))
     runtime.parallel_for(across_loop, wide, packed, b.reshape(-1), out.reshape(-1), n, m, k, nr, STRIP, grain=grain)

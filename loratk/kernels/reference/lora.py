@@ -1,7 +1,5 @@
 """The LoRA linear layer, forward and backward."""
 
-import numpy as np
-
 __all__ = ["lora_linear", "lora_linear_grad"]
 
 
