@@ -14,7 +14,8 @@ import numpy as np
 from ..errors import ConfigError, FormatError, StoreError, UnknownNameError, choices
 from ..io import strict_json
 from ..io.find import find_store
-from ..io.store import Reader, Store
+from ..io.lazy import LazyArrays
+from ..io.store import Reader, Store, view
 from .format import Base
 from .own import FORMAT
 
@@ -66,9 +67,12 @@ class Checkpoint:
         return self._readers[self._where[name]].info(name)[0]
 
     def weight(self, module: str) -> np.ndarray:
-        """A module's weight as it acts: (d, k), input first, float32 or float64. Of a convolution d counts (window, channels)."""
+        """A module's weight as it acts: (d, k), input first, float32 or float64. Of a convolution d counts (window, channels).
+
+        It may be a read-only view on the file: copy it before changing it.
+        """
         name = self._name(module)
-        array = self._readers[self._where[name]].array(name)
+        array = view(self._readers[self._where[name]], name)
         if array.dtype.kind != "f" or array.ndim < 2:
             raise FormatError(
                 f"'{self.path}': {name!r} must be floating-point numbers of at least two axes, found {array.dtype} {array.shape}"
@@ -76,6 +80,32 @@ class Checkpoint:
         array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
         array = input_first(array, module) if self.order == "output-first" else array
         return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
+
+    def bias(self, module: str) -> np.ndarray | None:
+        """A module's bias (k,), float32 or float64; None where it has none."""
+        weight = self._weights.get(module, f"{module}.weight")
+        name = f"{weight.removesuffix('/vars/0')}/vars/1" if weight.endswith("/vars/0") else f"{weight.removesuffix('weight')}bias"
+        if name not in self._where:
+            return None
+        array = self._readers[self._where[name]].array(name)
+        if array.dtype.kind != "f" or array.ndim != 1:
+            raise FormatError(f"'{self.path}': {name!r} must be floating-point numbers of one axis, found {array.dtype} {array.shape}")
+        return array.astype(np.result_type(array.dtype, np.float32), copy=False)
+
+    def arrays(self) -> LazyArrays:
+        """Every array as it is stored, loaded when it is asked for."""
+        infos = {name: self._readers[file].info(name) for name, file in self._where.items()}
+        return LazyArrays(infos, lambda name: self._readers[self._where[name]].array(name))
+
+    @property
+    def strings(self) -> dict[str, str]:
+        """The strings of its files; of several with one name that of the first."""
+        return {key: text for reader in reversed(self._readers.values()) for key, text in reader.strings.items()}
+
+    @property
+    def bfloat16(self) -> frozenset[str]:
+        """The arrays that are stored as bfloat16, and read as float32."""
+        return frozenset(name for reader in self._readers.values() for name in getattr(reader, "bfloat16", ()))
 
     def close(self) -> None:
         """Close the files."""

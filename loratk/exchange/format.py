@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from ..errors import ConfigError, choices
+from ..io.store import Option
 from .state import AdapterState
 
 FEATURES = {
@@ -54,13 +55,8 @@ class Base(Protocol):
     def weight(self, module: str) -> np.ndarray:
         """A module's weight as it acts: (d, k), input first, float32 or float64. UnknownNameError lists what is near."""
 
-
-@dataclass(frozen=True)
-class Option:
-    """An option of one format: what it is, and its value where none is given. Values from the command line come as text."""
-
-    help: str
-    default: Any = None
+    def bias(self, module: str) -> np.ndarray | None:
+        """A module's bias (k,), float32 or float64; None where it has none."""
 
 
 @dataclass(frozen=True)

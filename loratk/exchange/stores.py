@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FormatError, PluginError
-from ..io.store import Store
+from ..io.store import Store, StoreBase
 from ..plugins import Registry
 from .format import FEATURES, AdapterFormat, Reading, Request
 from .own import FORMAT, list_adapters, read_adapters, write_adapters
@@ -23,6 +23,7 @@ class StoreFormat(AdapterFormat):
         self.name = store.name  # type: ignore[misc]
         self.title = f"loratk adapters, {store.name}"  # type: ignore[misc]
         self.suffixes = store.suffixes  # type: ignore[misc]
+        self.options = getattr(store, "options", {})  # type: ignore[misc]
         self._stores = {store.name: store}
 
     def detect(self, path: Path) -> str | None:
@@ -45,7 +46,8 @@ class StoreFormat(AdapterFormat):
 
     def write(self, path: Path, states: Sequence[AdapterState], request: Request) -> list[str]:
         """Write the states as they are."""
-        write_adapters(path, states, stores=self._stores, store=self.name)
+        store = self.store.configured(request.options) if isinstance(self.store, StoreBase) else self.store
+        write_adapters(path, states, stores={self.name: store}, store=self.name)
         return []
 
 

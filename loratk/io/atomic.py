@@ -10,7 +10,6 @@ import itertools
 import os
 import platform
 import stat
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import StoreError
+from .leavings import claim, remove_if_abandoned
 
 SUFFIX = ".loratk-tmp"
 _counter = itertools.count()
@@ -31,33 +31,55 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     A link is followed, and an existing target keeps its permissions. OSError (disk full, read-only folder) becomes StoreError.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f"{_prefix(target)}{os.getpid()}-{next(_counter)}{SUFFIX}")
+    temporary = None
     try:
         mode = _permissions(target)
-        _remove_stale(target)
-        _live.add(temporary.name)
-        with temporary.open("x+b") as file:
+        _remove_leavings(target)
+        temporary, file = _create(target)
+        with file:
             if mode is not None:
                 os.chmod(temporary, mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            if os.name != "nt":  # there, an open file cannot be renamed; here, a closed one could be taken for a leaving
+                os.replace(temporary, target)
+        if os.name == "nt":
+            os.replace(temporary, target)
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"cannot write '{path}': {error.strerror or error}; {_left(target)}") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
-        _live.discard(temporary.name)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+            _live.discard(temporary.name)
     _sync_folder(target.parent)
 
 
-def _prefix(target: Path) -> str:
-    """Start of the temporary names of `target`: the name, shortened, its checksum, and the machine, whose process numbers follow."""
+def _prefix(target: Path) -> tuple[str, str]:
+    """Start of the temporary names of `target`, its name, shortened, and a checksum of it; and what tells this machine from others."""
     machine = zlib.crc32(platform.node().encode())
-    return f".{target.name[:40]}.{zlib.crc32(os.fsencode(target.name)):08x}-{machine:08x}-"
+    return f".{target.name[:40]}.{zlib.crc32(os.fsencode(target.name)):08x}-", f"{machine:08x}-"
+
+
+def _create(target: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file beside `target`, marked as in use."""
+    while True:
+        temporary = target.with_name(f"{''.join(_prefix(target))}{os.getpid()}-{next(_counter)}{SUFFIX}")
+        _live.add(temporary.name)
+        try:
+            file = temporary.open("x+b")
+        except BaseException as error:
+            _live.discard(temporary.name)
+            if isinstance(error, FileExistsError):  # of a process of this number that was killed, or that runs in another container
+                continue
+            raise
+        if claim(file):
+            return temporary, file
+        file.close()
+        _live.discard(temporary.name)
 
 
 def _permissions(target: Path) -> int | None:
@@ -71,31 +93,12 @@ def _permissions(target: Path) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _remove_stale(target: Path) -> None:
-    prefix = _prefix(target)
+def _remove_leavings(target: Path) -> None:
+    start, machine = _prefix(target)
     for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(SUFFIX) and not _in_use(entry, entry.name[len(prefix) :]):
-            with suppress(OSError):
-                entry.unlink()
-
-
-def _in_use(entry: Path, rest: str) -> bool:
-    number = rest.split("-")[0]
-    if entry.name in _live or not number.isdecimal():
-        return True
-    if int(number) == os.getpid():
-        return False
-    if os.name == "nt":  # there, os.kill would end the process it is asked about
-        with suppress(OSError):
-            return time.time() - entry.stat().st_mtime < 86400
-        return True
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True
+        name = entry.name
+        if name.startswith(start) and name.endswith(SUFFIX) and name not in _live:
+            remove_if_abandoned(entry, here=name.startswith(start + machine))
 
 
 def _left(target: Path) -> str:

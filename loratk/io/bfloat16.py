@@ -9,7 +9,9 @@ from ..errors import DtypeError
 
 def to_float32(bits: np.ndarray) -> np.ndarray:
     """The numbers of some bits, exactly: uint16 of any shape -> float32."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)  # in place: weights are large
+    return wide.view(np.float32)
 
 
 def to_bits(array: np.ndarray) -> np.ndarray:

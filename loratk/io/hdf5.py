@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from .seal import append_seal
-from .store import Reader, StoreBase
+from .store import COMPRESSION, Option, Reader, StoreBase, compression_level
 
 SEAL_MARK = "__loratk_seal__"
+CHUNK = 1 << 20
+SMALLEST = 1 << 14  # below, the index of chunks takes more than they save
 _ADVICE = (
     f"If it was edited on purpose, delete the attribute {SEAL_MARK!r} of the root group; it is then read without these checksums "
     f"(h5py: with h5py.File(path, 'r+') as file: del file.attrs[{SEAL_MARK!r}])."
@@ -25,9 +28,15 @@ class Hdf5Store(StoreBase):
     name = "hdf5"
     suffixes = (".h5", ".hdf5")
     magic = b"\x89HDF\r\n\x1a\n"
+    options: ClassVar[Mapping[str, Option]] = {"compression": COMPRESSION}
 
-    def save(self, file: BinaryIO, arrays: Mapping[str, np.ndarray], strings: Mapping[str, str]) -> None:
-        """Write everything in sorted order, then the seal."""
+    def __init__(self, compression: int | str = 0) -> None:
+        self.compression = compression_level(compression)
+
+    def save(
+        self, file: BinaryIO, arrays: Mapping[str, np.ndarray], strings: Mapping[str, str], links: Mapping[str, str] | None = None
+    ) -> None:
+        """Write everything in sorted order, then the seal. `links` are further names of arrays: a hard link to the dataset of each."""
         from .hdf5_file import Sink, open_tree
 
         sink = Sink(file)
@@ -35,10 +44,13 @@ class Hdf5Store(StoreBase):
             tree.attrs[SEAL_MARK] = "1"
             for name in sorted(arrays):
                 array = arrays[name]
-                tree.create_dataset(name, data=array.astype(array.dtype.newbyteorder("<"), copy=False), track_times=False)
+                packed = _packing(array, self.compression)
+                tree.create_dataset(name, data=array.astype(array.dtype.newbyteorder("<"), copy=False), track_times=False, **packed)
             for name in sorted(strings):
                 group, _, key = name.rpartition("/")
                 (tree.require_group(group) if group else tree).attrs[key] = strings[name]
+            for name in sorted(links or {}):
+                tree[name] = tree[(links or {})[name]]
         if sink.error is not None:
             raise sink.error
         append_seal(file)
@@ -57,3 +69,14 @@ class Hdf5Store(StoreBase):
                     file.require_seal()
                 reader = Hdf5Reader(tree, file)
             yield reader
+
+
+def _packing(array: np.ndarray, level: int) -> dict[str, Any]:
+    """How a dataset is compressed, if it is: in chunks of at most a mebibyte, each the same share of every axis."""
+    if not level or array.nbytes < SMALLEST:
+        return {}
+    chunks = list(array.shape)
+    while math.prod(chunks) * array.itemsize > CHUNK:
+        longest = chunks.index(max(chunks))
+        chunks[longest] = -(-chunks[longest] // 2)
+    return {"chunks": tuple(chunks), "compression": "gzip", "compression_opts": level, "shuffle": True}

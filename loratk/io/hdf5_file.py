@@ -14,6 +14,10 @@ import h5py
 
 from .seal import SealedFile
 
+HEAP_HEAD = 16
+HEAP_LIMIT = 256 << 20
+"""Bytes of the largest collection of strings that is read."""
+
 _trees: set[h5py.File] = set()
 
 
@@ -50,20 +54,34 @@ class CheckedFile(SealedFile):
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill the buffer with checked bytes."""
+        start = self.tell()
         count = super().readinto(buffer)
         if count < memoryview(buffer).nbytes:
             raise self.damaged("it ends before the data that it announces")
-        if _is_endless(memoryview(buffer).cast("B")):
-            raise self.damaged(f"the heap of strings at byte {self.tell() - count} is damaged")
+        if bytes(memoryview(buffer).cast("B")[:4]) == b"GCOL" and _is_endless(self._heap(start)):
+            raise self.damaged(f"the heap of strings at byte {start} is damaged")
         return count
+
+    def _heap(self, start: int) -> memoryview:
+        """The whole collection of a heap, of which HDF5 reads the beginning first, and then the rest alone."""
+        end = self.tell()
+        self.seek(start)
+        head = bytearray(HEAP_HEAD)
+        super().readinto(head)
+        size = int.from_bytes(head[8:], "little")
+        if size > min(HEAP_LIMIT, self.size - start):
+            raise self.damaged(f"the heap of strings at byte {start} announces {size} bytes")
+        self.seek(start)
+        heap = bytearray(size)
+        super().readinto(heap)
+        self.seek(end)
+        return memoryview(heap)
 
 
 def _is_endless(heap: memoryview) -> bool:
     """Whether walking a global heap collection (HDF5 file format 3.0, III.E) would not move on, or past 2**64 and back."""
-    if heap[:8] != b"GCOL\1\0\0\0":
-        return False
-    at, end = 16, min(len(heap), int.from_bytes(heap[8:16], "little"))
-    while at + 16 <= end:
+    at = HEAP_HEAD
+    while at + 16 <= len(heap):
         index, size = struct.unpack_from("<H6xQ", heap, at)
         step = 16 + size if index else size  # the free space, index 0, counts its own header
         if not 16 <= step < 1 << 63:

@@ -9,13 +9,15 @@ import h5py
 import numpy as np
 
 from ..errors import FormatError, StateError, faults
+from .bfloat16 import to_float32
 from .hdf5 import Hdf5Store
+from .hdf5_strings import string_length, string_lengths
 from .names import RESERVED, dtype_fault, name_fault, text_fault
 from .seal import SealedFile
-from .store import check_known
+from .store import bomb_fault, check_known
 
 CHECKSUM = "sha256"
-BOMB_BYTES, BOMB_RATIO = 256 << 20, 1100  # gzip never reaches 1100, so what does is chunks that are not there
+BFLOAT16 = np.dtype("V2")  # as Keras keeps it: two opaque bytes, under an attribute `dtype` that says what they are
 FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_FLETCHER32: "fletcher32"}
 
 
@@ -24,6 +26,8 @@ class Hdf5Reader:
 
     def __init__(self, tree: h5py.File, file: SealedFile) -> None:
         self.strings: dict[str, str] = {}
+        self.bfloat16: set[str] = set()
+        """The arrays that the file holds as bfloat16; they read as float32."""
         self._tree, self._file = tree, file
         self._datasets: dict[str, h5py.Dataset] = {}
         found = list(self._walk())
@@ -37,7 +41,7 @@ class Hdf5Reader:
     def info(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """The shape and dtype of an array, without loading it."""
         dataset = self._dataset(name)
-        return dataset.shape, dataset.dtype.newbyteorder("=")
+        return dataset.shape, np.dtype(np.float32) if name in self.bfloat16 else dataset.dtype.newbyteorder("=")
 
     def array(self, name: str) -> np.ndarray:
         """One array, loaded now, checked against the seal and its own checksum where the file has them."""
@@ -52,7 +56,7 @@ class Hdf5Reader:
                     f"'{self._file.path}': dataset {name!r} has the SHA-256 {got}, but its attribute {CHECKSUM!r} says {_text(want)!r}. "
                     f"Get a new copy of the file, or delete the attribute if the data were changed on purpose"
                 )
-        return array
+        return to_float32(array.view("<u2").astype(np.uint16)) if name in self.bfloat16 else array
 
     def verify(self) -> None:
         """Check the whole file against its seal now. Raises FormatError."""
@@ -94,8 +98,13 @@ class Hdf5Reader:
                     seen.add(item.id)
                     groups.append((name, item))
         self._datasets = dict(sorted(self._datasets.items()))
+        if (fault := bomb_fault(sum(dataset.nbytes for dataset in self._datasets.values()), self._file.size)) is not None:
+            yield f"with all its names it {fault}"
 
     def _read_strings(self, path: str, group: h5py.Group) -> Iterator[str]:
+        if (fault := self._length_fault(group)) is not None:
+            yield f"the group '/{path}' {fault}"
+            return
         for key in sorted(group.attrs, key=str):
             name = f"{path}/{key}" if path else key
             if isinstance(key, bytes) or "/" in key or key.startswith(RESERVED) or name_fault(name) is not None:
@@ -114,11 +123,22 @@ class Hdf5Reader:
             else:
                 self.strings[name] = value
 
+    def _length_fault(self, item: h5py.HLObject) -> str | None:
+        """Whether a string in an object is longer than the file, for which HDF5 would take memory all the same."""
+        lengths = list(string_lengths(self._file, h5py.h5o.get_info(item.id).addr))
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "O" and (place := item.id.get_offset()) is not None:
+            lengths.append(string_length(self._file, place))
+        longest = max(lengths, default=0)
+        return f"announces a string of {longest} bytes in a file of {self._file.size}" if longest > self._file.size else None
+
     def _add(self, name: str, dataset: h5py.Dataset) -> Iterator[str]:
         try:
             dtype = dataset.dtype
         except TypeError as error:
             yield f"{name!r} has a type that NumPy does not know ({error})"
+            return
+        if (fault := self._length_fault(dataset)) is not None:
+            yield f"{name!r} {fault}"
             return
         if h5py.check_string_dtype(dtype) is not None and dataset.shape == ():
             value = _text(dataset[()])
@@ -127,7 +147,9 @@ class Hdf5Reader:
             else:
                 self.strings[name] = value
             return
-        found = list(_dataset_faults(dataset, dtype, self._file.size))
+        if dtype == BFLOAT16 and (kind := dataset.attrs.get("dtype")) is not None and _text(kind) == "bfloat16":
+            self.bfloat16.add(name)
+        found = list(_dataset_faults(dataset, dtype, self._file.size, bfloat16=name in self.bfloat16))
         yield from (f"{name!r} {fault}" for fault in found)
         if not found:
             self._datasets[name] = dataset
@@ -138,17 +160,17 @@ def checksum(array: np.ndarray) -> str:
     return hashlib.sha256(np.asarray(array, array.dtype.newbyteorder("<"), order="C").reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _dataset_faults(dataset: h5py.Dataset, dtype: np.dtype, file_size: int) -> Iterator[str]:
+def _dataset_faults(dataset: h5py.Dataset, dtype: np.dtype, file_size: int, *, bfloat16: bool = False) -> Iterator[str]:
     if dataset.shape is None:
         yield "has no shape"
         return
-    if (fault := dtype_fault(dtype)) is not None:
+    if not bfloat16 and (fault := dtype_fault(dtype)) is not None:
         yield fault
         return
     if h5py.check_enum_dtype(dtype) is not None:
         yield "is an enumeration other than the boolean one"
         return
-    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
+    if not bfloat16 and not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
         yield f"has a number type that is close to {dtype} but not the same"
         return
     layout = dataset.id.get_create_plist()
@@ -159,8 +181,8 @@ def _dataset_faults(dataset: h5py.Dataset, dtype: np.dtype, file_size: int) -> I
         yield "keeps its data in an external file"
     elif stored > file_size:
         yield f"claims {stored} stored bytes in a file of {file_size}"
-    elif declared > BOMB_BYTES and declared > BOMB_RATIO * stored:
-        yield f"declares {declared} bytes, but stores {stored}: a shape bomb"
+    elif (fault := bomb_fault(declared, stored)) is not None:
+        yield fault
     elif declared and not stored:
         yield f"declares {declared} bytes, but stores none: its writer did not finish"
     for index in range(layout.get_nfilters()):

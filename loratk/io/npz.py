@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from numpy.lib import format as npy
@@ -17,10 +17,9 @@ from ..errors import FormatError, StateError, faults
 from . import strict_json
 from .names import dtype_fault, name_faults, text_fault
 from .seal import BLOCK, SealedFile, append_seal, seal_size
-from .store import Reader, StoreBase, check_known, open_binary
+from .store import COMPRESSION, Option, Reader, StoreBase, bomb_fault, check_known, compression_level, open_binary
 
 MEMBER = "__loratk__.json"
-BOMB_BYTES, BOMB_RATIO = 4 << 30, 1000
 _EMPTY_ARCHIVE = b"PK\5\6"
 _COMMENT_LIMIT = 65535
 _ADVICE = f"If it was edited on purpose, set 'sealed' to false in its member {MEMBER!r} and delete the archive's comment."
@@ -32,6 +31,10 @@ class NpzStore(StoreBase):
     name = "npz"
     suffixes = (".npz",)
     magic = b"PK\3\4"
+    options: ClassVar[Mapping[str, Option]] = {"compression": COMPRESSION}
+
+    def __init__(self, compression: int | str = 0) -> None:
+        self.compression = compression_level(compression)
 
     def sniff(self, path: Path) -> bool:
         """Whether it is a zip archive whose first member is one of ours or an .npy, or that has no member."""
@@ -47,7 +50,7 @@ class NpzStore(StoreBase):
             archive.writestr(_member(MEMBER), strict_json.dumps(record))
             for name in sorted(arrays):
                 array = arrays[name]
-                with archive.open(_member(f"{name}.npy"), "w", force_zip64=array.nbytes >= 1 << 30) as out:
+                with archive.open(_member(f"{name}.npy", self.compression), "w", force_zip64=array.nbytes >= 1 << 30) as out:
                     npy.write_array(out, np.asarray(array, array.dtype.newbyteorder("<"), order="C"), allow_pickle=False)
         size, block = file.seek(0, os.SEEK_END), BLOCK
         while seal_size(size, block) > _COMMENT_LIMIT:
@@ -127,6 +130,9 @@ class NpzReader:
             if label in members:
                 yield f"it has two members named {label!r}"
             members[label] = member
+        if (fault := bomb_fault(sum(member.file_size for member in members.values()), self._file.size)) is not None:
+            yield f"with all its members it {fault}"  # several may lie in the same bytes
+            return
         record = members.pop(MEMBER, None)
         if record is not None:
             yield from self._read_record(record)
@@ -139,7 +145,7 @@ class NpzReader:
 
     def _read_record(self, member: zipfile.ZipInfo) -> Iterator[str]:
         try:
-            if (fault := _member_fault(member)) is not None:
+            if (fault := _member_fault(member, self._file.size)) is not None:
                 raise ValueError(fault)
             record = strict_json.loads(self._archive.read(member).decode())
             if record.get("sealed") is True:
@@ -159,7 +165,7 @@ class NpzReader:
             yield from found
 
     def _add(self, name: str, member: zipfile.ZipInfo) -> str | None:
-        if (fault := _member_fault(member)) is not None:
+        if (fault := _member_fault(member, self._file.size)) is not None:
             return fault
         with self._archive.open(member) as source:
             try:
@@ -184,18 +190,20 @@ class NpzReader:
         return None
 
 
-def _member(name: str) -> zipfile.ZipInfo:
+def _member(name: str, level: int = 0) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo("_")
     info.filename = name  # set afterwards: the constructor would change a backslash on Windows
     info.create_system = 3
+    if level:
+        info.compress_type, info._compresslevel = zipfile.ZIP_DEFLATED, level  # type: ignore[attr-defined]
     return info
 
 
-def _member_fault(member: zipfile.ZipInfo) -> str | None:
+def _member_fault(member: zipfile.ZipInfo, room: int) -> str | None:
     if member.flag_bits & 1:
         return "is encrypted"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"is compressed by method {member.compress_type}; only stored and deflated members are read"
-    if member.file_size > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
-        return f"declares {member.file_size} bytes in {member.compress_size}: a bomb"
-    return None
+    if member.compress_size > room:
+        return f"claims {member.compress_size} stored bytes in a file of {room}"
+    return bomb_fault(member.file_size, member.compress_size)

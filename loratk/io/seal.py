@@ -46,6 +46,13 @@ def append_seal(file: BinaryIO, *, block: int = BLOCK) -> None:
     file.write(table + head + hashlib.sha256(table + head).digest())
 
 
+def has_seal(path: Path) -> bool:
+    """Whether a file ends as a sealed one does; its checksums are not looked at."""
+    with open_binary(path) as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - FOOTER.size, 0))
+        return file.read(len(MAGIC)) == MAGIC
+
+
 class SealedFile(io.RawIOBase):
     """A file for reading whose bytes are checked against its seal, where it has one, before anyone sees them.
 
@@ -142,6 +149,11 @@ class SealedFile(io.RawIOBase):
             raise OSError(f"place {start + offset} is before the start of the file")
         self._at = start + offset
         return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most so many checked bytes. No memory is taken for those that a wrong length asks for and that are not there."""
+        left = max(self.size - self._at, 0)
+        return super().read(min(size, left) if size >= 0 else left) or b""
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill the buffer with checked bytes; fewer only at the end of the file."""

@@ -11,13 +11,23 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol, Self
 
 import numpy as np
 
-from ..errors import FormatError, LoratkError, StoreError, UnknownNameError, choices
+from ..errors import ConfigError, FormatError, LoratkError, StoreError, UnknownNameError, choices
 from .atomic import atomic_file
 from .names import check_contents
+
+BOMB_BYTES, BOMB_RATIO = 256 << 20, 1100  # deflate never reaches 1100: what does is data that are not there
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a store or format: what it is, and its value where none is given. Values from the command line come as text."""
+
+    help: str
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -100,16 +110,22 @@ class LoadedReader:
 class StoreBase(ABC):
     """A Store, given `name`, `suffixes`, `magic` (the first bytes of every such file), `load` and `save`.
 
-    A format that can be read piece by piece overrides `open` in place of `load`.
+    A format that can be read piece by piece overrides `open` in place of `load`. One that can be written in several ways names them
+    in `options` and takes them as arguments of its constructor, which has a value for each.
     """
 
     name: str
     suffixes: tuple[str, ...]
     magic: bytes = b""
+    options: ClassVar[Mapping[str, Option]] = {}
 
     @abstractmethod
     def save(self, file: BinaryIO, arrays: Mapping[str, np.ndarray], strings: Mapping[str, str]) -> None:
         """Write everything to an empty, seekable binary file. Names and dtypes have been checked."""
+
+    def configured(self, options: Mapping[str, Any]) -> Self:
+        """A store that writes as these options say. Raises ConfigError for a value that makes no sense."""
+        return type(self)(**options) if options else self
 
     def load(self, file: BinaryIO) -> Contents:
         """Read everything from a binary file. Any exception becomes a FormatError that quotes it."""
@@ -145,6 +161,11 @@ class StoreBase(ABC):
             self.save(file, arrays, strings)
 
 
+def view(reader: Reader, name: str) -> np.ndarray:
+    """One array for reading only, without a copy where the reader has a `view` that can do so."""
+    return getattr(reader, "view", reader.array)(name)
+
+
 def open_binary(path: Path) -> BinaryIO:
     """Open a file for reading. Raises StoreError where there is no such file, or no permission."""
     try:
@@ -166,6 +187,23 @@ def translated(path: Path, store: str) -> Iterator[None]:
             f"cannot read '{path}' with the store {store!r}: {said}. The file is damaged or cut short (get a new copy), "
             f"or it is of another format (name its store)"
         ) from error
+
+
+COMPRESSION = Option("compress arrays with deflate: 0 (not at all) to 9 (smallest)", 0)
+
+
+def compression_level(value: object) -> int:
+    """A level from 0 to 9, given as a number or its text. Raises ConfigError."""
+    if isinstance(value, bool) or str(value) not in "0123456789" or len(str(value)) != 1:
+        raise ConfigError(f"compression must be a whole number from 0 (none) to 9 (smallest), found {value!r}")
+    return int(str(value))
+
+
+def bomb_fault(declared: int, stored: int) -> str | None:
+    """Whether arrays of so many bytes cannot come from so many stored ones, or None. What is read is bounded by this."""
+    if declared > BOMB_BYTES and declared > BOMB_RATIO * stored:
+        return f"declares {declared} bytes, but stores {stored}: a bomb"
+    return None
 
 
 def check_known(names: Iterable[str], known: Collection[str]) -> None:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loratk.errors import LoratkError, StoreError
-from loratk.io import Hdf5Store, NpzStore, atomic_file
+from loratk.io import Hdf5Store, NpzStore, atomic, atomic_file, leavings
 
 STORES = [Hdf5Store(), NpzStore()]
 
@@ -122,28 +123,77 @@ def test_a_killed_writer_leaves_a_whole_file_and_its_leavings_go_with_the_next_w
     assert only(path)
 
 
+HOLDING = """
+import sys
+from pathlib import Path
+from loratk.io import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    print("ready", flush=True)
+    sys.stdin.read()
+    file.write(b"held")
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there, leavings are kept for a day")
-def test_stale_files_of_dead_processes_go_and_those_of_others_stay(target):
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        pass
+def test_leavings_go_and_files_in_use_stay(target):
     prefix = f".file.bin.{zlib.crc32(b'file.bin'):08x}-"
     machine = f"{zlib.crc32(platform.node().encode()):08x}"
-    parent = os.getppid()
     names = {
-        f"{prefix}{machine}-{dead.pid}-0.loratk-tmp": False,
-        f"{prefix}{machine}-{os.getpid()}-77777.loratk-tmp": False,  # of an earlier process of the same number
-        f"{prefix}{machine}-{parent}-0.loratk-tmp": True,
-        f"{prefix}00000000-{dead.pid}-0.loratk-tmp": True,  # of another machine
-        f".other.{machine}-{dead.pid}-0.loratk-tmp": True,
+        f"{prefix}{machine}-{os.getppid()}-0.loratk-tmp": False,  # the number of a killed writer may be another process's by now
+        f"{prefix}{machine}-{os.getpid()}-77777.loratk-tmp": False,
+        f"{prefix}00000000-1-0.loratk-tmp": True,  # of another machine
+        f"{prefix}00000000-1-1.loratk-tmp": False,  # the same, but not written to for two days
+        f".other.{machine}-1-0.loratk-tmp": True,
     }
     for name in names:
         (target.parent / name).touch()
-    with atomic_file(target) as first, atomic_file(target) as second:  # neither removes the other's
-        first.write(b"first")
-        second.write(b"second")
-    got = {name: (target.parent / name).exists() for name in names}
-    assert got == names
-    assert target.read_bytes() == b"first"
+    old = time.time() - 2 * 86400
+    os.utime(target.with_name(f"{prefix}00000000-1-1.loratk-tmp"), (old, old))
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        with atomic_file(target) as first, atomic_file(target) as second:  # neither removes another's
+            first.write(b"first")
+            second.write(b"second")
+        got = {name: (target.parent / name).exists() for name in names}
+        assert got == names
+        assert target.read_bytes() == b"first"
+        writer.stdin.close()
+        assert writer.wait() == 0
+    assert target.read_bytes() == b"held"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")
+def test_a_file_taken_for_a_leaving_before_it_was_marked_is_made_again(target, monkeypatch):
+    """What another process may do in the moment between making the file and locking it."""
+    real, tries = atomic.claim, iter([True, False])
+
+    def claim(file):
+        if next(tries):
+            leavings.remove_if_abandoned(Path(file.name), here=True)
+        return real(file)
+
+    monkeypatch.setattr(atomic, "claim", claim)
+    with atomic_file(target) as file:
+        file.write(b"new")
+    assert target.read_bytes() == b"new"
+    assert only(target)
+
+
+MANY = """
+import sys
+from pathlib import Path
+from loratk.io import atomic_file
+for count in range(150):
+    with atomic_file(Path(sys.argv[1])) as file:
+        file.write(sys.argv[2].encode() * 10000)
+"""
+
+
+def test_writers_of_one_file_do_not_harm_each_other(target):
+    writers = [subprocess.Popen([sys.executable, "-c", MANY, str(target), letter]) for letter in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert target.read_bytes() in (b"a" * 10000, b"b" * 10000)
+    assert only(target)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")

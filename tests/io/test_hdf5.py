@@ -98,7 +98,7 @@ def test_long_text_as_a_dataset(path):
         ("'x' has no shape", lambda file: file.create_dataset("x", data=h5py.Empty("f8"))),
         ("'x' is neither a group nor a dataset", lambda file: file.__setitem__("x", np.dtype("f8"))),
         ("'x' uses the filter 'lzf'; only gzip", lambda file: file.create_dataset("x", data=np.zeros(9), compression="lzf")),
-        ("a shape bomb", lambda file: _bomb(file)),
+        ("a bomb", lambda file: _bomb(file)),
         ("'x' declares 24 bytes, but stores none", lambda file: file.create_dataset("x", (3,), "f8")),
         ("'x/self' is a group that is also reached by another path", lambda file: file.create_group("x").__setitem__("self", file["x"])),
         ("'x/root' is a group that is also reached", lambda file: file.create_group("x").__setitem__("root", file["/"])),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -99,12 +100,47 @@ def test_an_unusual_compression(path):
     assert "only stored and deflated" in fault(path)
 
 
-def test_a_bomb_is_refused_before_memory_is_taken(path, monkeypatch):
-    monkeypatch.setattr("loratk.io.npz.BOMB_BYTES", 1 << 20)
-    np.savez_compressed(path, fine=np.zeros(1 << 10))
-    assert STORE.read(path).arrays["fine"].sum() == 0
-    np.savez_compressed(path, bomb=np.zeros(1 << 20))
+def test_what_deflates_well_is_no_bomb(path):
+    np.savez_compressed(path, zeros=np.zeros(1 << 22))
+    assert not STORE.read(path).arrays["zeros"].any()
+
+
+def packed(size, claimed):
+    """Central and local record of a member whose header claims more zeros than are there."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header((claimed,), "|u1") + bytes(size))
+    start = len(header((claimed,), "|u1"))
+    return made.getvalue().replace((start + size).to_bytes(4, "little"), (start + claimed).to_bytes(4, "little"))
+
+
+def test_a_bomb_is_refused_before_memory_is_taken(path):
+    path.write_bytes(packed(1000, 1 << 29))
+    tracemalloc.start()
     assert "a bomb" in fault(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_many_small_bombs_are_one_large_one(path):
+    """Each member stays below the limit, and all lie in the same bytes."""
+    whole = packed(1000, 100 << 20)
+    central, end = whole.index(b"PK\1\2"), whole.index(b"PK\5\6")
+    entries = [whole[central : end - 5] + b"%d.npy" % at for at in range(9)]
+    directory = b"".join(entries)
+    tail = bytearray(whole[end:])
+    tail[8:12] = len(entries).to_bytes(2, "little") * 2
+    tail[12:16] = len(directory).to_bytes(4, "little")
+    path.write_bytes(whole[:central] + directory + tail)
+    assert "with all its members it declares" in fault(path)
+
+
+def test_a_member_that_claims_more_bytes_than_the_file_has(path):
+    whole = bytearray(packed(1000, 1000))
+    at = whole.index(b"PK\1\2")
+    whole[at + 20 : at + 24] = (1 << 31).to_bytes(4, "little")
+    path.write_bytes(whole)
+    assert "claims 2147483648 stored bytes" in fault(path)
 
 
 def record(**changes):
