@@ -5,39 +5,43 @@ import numpy as np
 from .. import runtime
 from ..memory import empty
 from .lora import lora_linear, lora_linear_grad
+from .pack import pack_a
 from .split import GRAIN, row_grain
+from .tile import LOW, columns, low_tile
 
 __all__ = ["dora_linear", "dora_linear_grad", "lora_column_norm"]
 
+ALONE = 1 << 21  # multiplications a thread must get for its waking to pay
 BLOCK = 64  # rows summed on their own, so that threads do not change the sums
 
 
-@runtime.jit(reassociate=True)
-def _column_norm(start, stop, w, a, b, scaling, out):
-    """Columns start to stop of ||W + scaling A B||, which is formed a row at a time."""
-    d, r = a.shape
-    row = np.empty(stop - start, w.dtype)
-    total = np.zeros(stop - start, w.dtype)
-    for i in range(d):
-        row[:] = w[i, start:stop]
-        for p in range(r):
-            factor = scaling * a[i, p]
-            line = b[p, start:stop]
-            for j in range(row.size):
-                row[j] += factor * line[j]
-        for j in range(row.size):
-            total[j] += row[j] * row[j]
-    out[start:stop] = np.sqrt(total)
+@runtime.jit
+def _column_norm(start, stop, w, a, b, r, out, nr):
+    """Column panels start to stop of ||W + A B||, formed a few rows at a time; a packed as panels of LOW rows, b (r, k) longer by a panel."""
+    d, k = w.shape
+    first, last = start * nr, min(k, stop * nr)
+    total, edge = np.zeros(last - first, w.dtype), np.empty(LOW * nr, w.dtype)
+    for i0 in range(0, d, LOW):
+        for j in range(first, last, nr):
+            low_tile(a, i0 * r, LOW, b, j, k, r, a, 0, b, 0, 0, 0, edge, 0, nr, 0)
+            sums = total[j - first : min(j + nr, last) - first]
+            for i in range(min(LOW, d - i0)):
+                line, update = w[i0 + i, j : j + sums.size], edge[i * nr :]
+                for q in range(sums.size):
+                    moved = line[q] + update[q]
+                    sums[q] += moved * moved
+    out[first:last] = np.sqrt(total)
 
 
 def lora_column_norm(w, a, b, *, scaling):
     """Euclidean norm of each column of W + scaling A B: handle (d, k), (d, r), (r, k) -> (k,). Liu et al. 2024 (DoRA), eq. 5."""
-    w = w.numpy()
-    d, k = w.shape
-    out = np.empty(k, w.dtype)
-    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    grain = max(16, (1 << 18) // max(1, d * a.shape[1]))
-    runtime.parallel_for(_column_norm, k, w, a, b, w.dtype.type(scaling), out, grain=grain)
+    w, nr = w.numpy(), columns(b.dtype)
+    (d, k), r = w.shape, a.shape[1]
+    packed, out = np.empty(-(-d // LOW) * LOW * r, w.dtype), np.empty(k, w.dtype)
+    pack_a((a * a.dtype.type(scaling)).reshape(-1), r, 1, 0, d, 0, r, packed, LOW)
+    lines = np.concatenate([np.ascontiguousarray(b).reshape(-1), np.zeros(nr, b.dtype)])  # the tile reads whole vectors
+    panels = -(-k // nr)
+    runtime.parallel_for(_column_norm, panels, w, packed, lines, r, out, nr, grain=max(1, ALONE * panels // max(1, d * r * k)))
     return out
 
 
