@@ -17,7 +17,7 @@ BLOCK = 64  # rows summed on their own, so that threads do not change the sums
 
 @runtime.jit
 def _column_norm(start, stop, w, a, b, r, out, nr):
-    """Column panels start to stop of ||W + A B||, formed a few rows at a time; a packed as panels of LOW rows, b (r, k) longer by a panel."""
+    """Column panels start to stop of ||W + A B||, some rows at a time; a packed as panels of LOW rows, b (r, k) longer by a panel."""
     d, k = w.shape
     first, last = start * nr, min(k, stop * nr)
     total, edge = np.zeros(last - first, w.dtype), np.empty(LOW * nr, w.dtype)
