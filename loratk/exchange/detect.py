@@ -52,7 +52,7 @@ def detect(path: Path, formats: Formats, stores: Mapping[str, Store]) -> Detecte
 def _inside(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
-        return f"it holds {choices(names[:8])}; loratk never loads a pickle unless its format is named (--from)"
+        return f"it holds {choices(names[:8])}; loratk reads a file of torch.save only if its format is named (--from loralib)"
     return f"it holds {choices(names[:8])}{' and more' if len(names) > 8 else ''}"
 
 
