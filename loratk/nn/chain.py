@@ -44,7 +44,7 @@ def run(modules: Sequence["Module"], x: Any) -> Any:
 
 
 def _fits(x: Tensor) -> bool:
-    shape = x.data.shape
+    shape = x.shape
     return len(shape) >= 2 and x.data.dtype.kind == "f" and 0 < x.size // max(1, shape[-1]) <= MOST_ROWS and not modes.anomaly
 
 
