@@ -13,6 +13,8 @@ from ..errors import FormatError, faults
 from ..io import SafetensorsStore, open_safetensors
 from .own import FORMAT
 
+MAX_NAME, MAX_DEPTH = 4096, 64
+
 
 @dataclass(frozen=True)
 class TensorFile:
@@ -50,8 +52,11 @@ def tensor_names(path: Path) -> tuple[list[str], dict[str, str]] | None:
 
 
 def name_faults(names: Collection[str]) -> Iterator[str]:
-    """Names with control characters, and with an empty part: no module is called so."""
+    """Names with control characters, an empty part, or more parts than any model is deep: no module is called so."""
     for name in names:
+        if len(name) > MAX_NAME or name.count(".") >= MAX_DEPTH:
+            yield f"tensor {name[:60]!r}... has {len(name)} characters and {name.count('.') + 1} parts in its name, more than a module has"
+            continue
         if not name.isprintable() or "" in name.split("."):
             yield f"tensor {name!r} has {'an empty part in its name' if name.isprintable() else 'characters that no name has'}"
 
