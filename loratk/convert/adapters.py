@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, StoreError, choices
-from ..exchange import Base, Request, detect_format, formats_of, load_adapter, save_adapter
+from ..exchange import AdapterState, Base, Request, detect_format, formats_of, load_adapter, save_adapter
 from ..exchange import portable as make_portable
 from ..exchange.base import opened_base
 from ..exchange.cautions import scale_lines
@@ -71,12 +71,19 @@ def export_adapters(
             notes += said
         if portable:
             states = [make_portable(state) for state in states]
-            notes += [f"adapter {state.name!r}, portable: {line}" for state in states for line in scale_lines(state)[:1]]
+            notes += [f"adapter {state.name!r}, portable: {line}" for state in states for line in _folded(state)]
         if dtype is not None:
             states = cast(states, dtype)
         notes.append(f"{destination}: written as {target.title}")
-        notes += save_adapter(destination, states, format=target.name, base=opened, options=writes, registry=registry)
+        notes += save_adapter(
+            destination, states, format=target.name, base=opened, options=writes, bake=bake, bake_rank=bake_rank, registry=registry
+        )  # fmt: skip
     return Exported([state.name for state in states], list(dict.fromkeys(notes)))
+
+
+def _folded(state: AdapterState) -> list[str]:
+    ranks = [record["rank"] for record in state.modules.values() if "scaling" in record]
+    return [f"rank and alpha {ranks[0]} in all modules, their scaling multiplied into lora_B"] if ranks else []
 
 
 def split_options(options: Mapping[str, Any], sides: Mapping[str, Collection[str]]) -> list[dict[str, Any]]:

@@ -3,11 +3,12 @@
 from .atomic import atomic_file
 from .find import find_store
 from .hdf5 import Hdf5Store
+from .lazy import LazyArrays
 from .npz import NpzStore
 from .safetensors import SafetensorsStore, open_safetensors, write_safetensors
 from .store import Contents, Reader, Store, StoreBase
 
 __all__ = [
-    "Contents", "Hdf5Store", "NpzStore", "Reader", "SafetensorsStore", "Store", "StoreBase", "atomic_file", "find_store",
+    "Contents", "Hdf5Store", "LazyArrays", "NpzStore", "Reader", "SafetensorsStore", "Store", "StoreBase", "atomic_file", "find_store",
     "open_safetensors", "write_safetensors",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from ..errors import ConfigError, DtypeError, faults
+from .lazy import LazyArrays, info
 
 DTYPES = tuple(
     np.dtype(kind)
@@ -89,17 +90,23 @@ def dtype_fault(dtype: np.dtype) -> str | None:
     return f"has the {kind + ' ' if kind else ''}dtype {dtype}"
 
 
+def array_faults(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Values that are no arrays, and dtypes that cannot be stored; of LazyArrays no array is made."""
+    for name in arrays:
+        array = None if isinstance(arrays, LazyArrays) else arrays[name]
+        if array is not None and not isinstance(array, np.ndarray):
+            yield f"{name!r} is a {type(array).__name__}, not a NumPy array"
+        elif (fault := dtype_fault(info(arrays, name)[1])) is not None:
+            yield f"{name!r} {fault}"
+
+
 def check_contents(arrays: Mapping[str, np.ndarray], strings: Mapping[str, str]) -> None:
     """Refuse what a store cannot keep exactly. Raises ConfigError (names, strings) or DtypeError (arrays), with every fault."""
     found = list(name_faults(arrays, strings))
     found += [f"string {name!r} {fault}" for name, value in strings.items() if (fault := text_fault(value)) is not None]
     if found:
         raise ConfigError(faults("these names or strings cannot be stored; rename or drop them:", found))
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            found.append(f"{name!r} is a {type(array).__name__}, not a NumPy array")
-        elif (fault := dtype_fault(array.dtype)) is not None:
-            found.append(f"{name!r} {fault}")
+    found += array_faults(arrays)
     if found:
         wanted = ", ".join(dtype.name for dtype in DTYPES)
         raise DtypeError(faults(f"these arrays cannot be stored; convert them to one of {wanted}:", found))

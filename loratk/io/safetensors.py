@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +18,8 @@ import numpy as np
 from ..errors import ConfigError, DtypeError, FormatError, StateError, StoreError, faults
 from .atomic import atomic_file
 from .bfloat16 import to_bits, to_float32
-from .names import dtype_fault, name_faults, text_fault
+from .lazy import info
+from .names import array_faults, name_faults, text_fault
 from .safetensors_header import DTYPE_OF, LIMIT, METADATA, NUMPY, Entry, build_header, is_text, parse_header
 from .store import Reader, StoreBase, check_known, open_binary
 
@@ -26,6 +29,7 @@ class SafetensorsReader:
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
+        self._map: mmap.mmap | None = None
         size = file.seek(0, os.SEEK_END)
         self._start, text = _read_header(file, size, path)
         self.metadata, self._entries = parse_header(text, size - self._start, path)
@@ -53,6 +57,33 @@ class SafetensorsReader:
             raise FormatError(f"'{self._path}': tensor {name!r} is BOOL, but holds bytes other than 0 and 1; get a new copy")
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
+    def view(self, name: str) -> np.ndarray:
+        """A tensor as a read-only view on a memory map of the file: no copy, and each page is read when it is first used.
+
+        What no view can show is loaded instead, as by `array`: BF16 (as float32), BOOL, and tensors that do not lie on a multiple of their
+        item size. A view outlives the reader and keeps the map open. As with every memory map, the process ends if another
+        program shortens the file while views are used; loratk's own writes replace a file and leave views as they are.
+        """
+        entry, dtype = self._entry(name), self._dtype(name, stored=True)
+        begin = self._start + entry.begin
+        if entry.dtype in ("BF16", "BOOL") or not dtype.isnative or begin % dtype.itemsize or entry.begin == entry.end:
+            array = self.array(name)
+            array.flags.writeable = False
+            return array
+        self._check_open()
+        if os.fstat(self._file.fileno()).st_size < self._start + entry.end:
+            raise self._cut(name)
+        if self._map is None:
+            try:
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise StoreError(f"cannot map '{self._path}': {error.strerror or error}") from error
+        return np.frombuffer(self._map, dtype, math.prod(entry.shape), begin).reshape(entry.shape)
+
+    def close(self) -> None:
+        """Let go of the map, which lives on in views."""
+        self._map = None
+
     def numpy_dtype(self, name: str) -> np.dtype:
         """The dtype that `array` gives. Raises FormatError as it does."""
         return self._dtype(name, stored=False)
@@ -73,8 +104,7 @@ class SafetensorsReader:
         return self._entries[name]
 
     def _fill(self, array: np.ndarray, entry: Entry, name: str) -> None:
-        if self._file.closed:
-            raise StateError(f"'{self._path}' is closed; read inside the 'with' block of open()")
+        self._check_open()
         raw, done = array.reshape(-1).view(np.uint8).data, 0
         try:
             self._file.seek(self._start + entry.begin)
@@ -83,7 +113,14 @@ class SafetensorsReader:
         except OSError as error:
             raise StoreError(f"cannot read '{self._path}': {error.strerror or error}") from error
         if done < len(raw):
-            raise FormatError(f"'{self._path}' ends within tensor {name!r}: it was cut short while it was open")
+            raise self._cut(name)
+
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise StateError(f"'{self._path}' is closed; read inside the 'with' block of open()")
+
+    def _cut(self, name: str) -> FormatError:
+        return FormatError(f"'{self._path}' ends within tensor {name!r}: it was cut short while it was open")
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[int, bytes]:
@@ -104,8 +141,8 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[int, bytes]:
 def open_safetensors(path: str | Path) -> Iterator[SafetensorsReader]:
     """A safetensors file for reading. Raises StoreError where it cannot be opened, FormatError with every fault of its header."""
     path = Path(path)
-    with open_binary(path) as file:
-        yield SafetensorsReader(file, path)
+    with open_binary(path) as file, closing(SafetensorsReader(file, path)) as reader:
+        yield reader
 
 
 def write_safetensors(
@@ -119,13 +156,10 @@ def write_safetensors(
     found += [f"there is no array {name!r} to write as bfloat16" for name in bfloat16 if name not in arrays]
     if found:
         raise ConfigError(faults(f"nothing was written to '{path}':", found))
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            found.append(f"{name!r} is a {type(array).__name__}, not a NumPy array")
-        elif (fault := dtype_fault(array.dtype)) is not None:
-            found.append(f"{name!r} {fault}")
-        elif name in bfloat16 and array.dtype.newbyteorder("=") not in (np.float16, np.float32):
-            found.append(f"{name!r} has the dtype {array.dtype}; bfloat16 is made of float16 or float32")
+    found = list(array_faults(arrays))
+    for name in () if found else sorted(bfloat16):
+        if (dtype := info(arrays, name)[1]).newbyteorder("=") not in (np.float16, np.float32):
+            found.append(f"{name!r} has the dtype {dtype}; bfloat16 is made of float16 or float32")
     if found:
         raise DtypeError(faults(f"nothing was written to '{path}'; convert these arrays first:", found))
     with atomic_file(Path(path)) as file:
@@ -142,8 +176,8 @@ def _text_faults(arrays: Iterable[str], metadata: Mapping[str, str]) -> Iterator
 def _save(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], bfloat16: Collection[str]) -> None:
     layout = {}
     for name in arrays:
-        array = arrays[name]
-        layout[name] = ("BF16" if name in bfloat16 else DTYPE_OF[array.dtype.newbyteorder("=")]), array.shape
+        shape, dtype = info(arrays, name)
+        layout[name] = ("BF16" if name in bfloat16 else DTYPE_OF[dtype.newbyteorder("=")]), shape
     if METADATA in layout:
         raise ConfigError(f"{METADATA!r} cannot be the name of an array in safetensors; rename it")
     header, entries = build_header(layout, metadata)
@@ -153,7 +187,8 @@ def _save(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
         )
     file.write(header)
     for name, entry in entries.items():
-        array = to_bits(arrays[name]) if entry.dtype == "BF16" else arrays[name]
+        array = arrays[name]
+        array = to_bits(array) if entry.dtype == "BF16" else array
         array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         file.write(array.reshape(-1).view(np.uint8).data)
 
@@ -163,6 +198,7 @@ class _StoreReader:
 
     def __init__(self, reader: SafetensorsReader, path: Path) -> None:
         self._reader, self.strings = reader, reader.metadata
+        self.bfloat16 = frozenset(name for name in reader.names() if reader.dtype(name) == "BF16")
         found = list(name_faults(reader.names(), self.strings))
         found += [f"string {key!r} {fault}" for key, value in self.strings.items() if (fault := text_fault(value)) is not None]
         if found:
@@ -179,6 +215,10 @@ class _StoreReader:
     def array(self, name: str) -> np.ndarray:
         """One array, loaded now; BF16 as float32."""
         return self._reader.array(name)
+
+    def view(self, name: str) -> np.ndarray:
+        """One array, read-only and where possible not copied, as `SafetensorsReader.view`."""
+        return self._reader.view(name)
 
     def verify(self) -> None:
         """Nothing: the header was checked on opening, and the format has no checksums."""

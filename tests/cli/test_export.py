@@ -1,4 +1,5 @@
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,15 @@ import pytest
 from loratk.convert import export_adapters, merge
 from loratk.errors import ConfigError
 from loratk.exchange import AdapterState, read_adapters, write_adapters
-from loratk.io import Hdf5Store, NpzStore
+from loratk.exchange.transform import round_bfloat16
+from loratk.io import Hdf5Store, NpzStore, open_safetensors, write_safetensors
 from loratk.lora import LoraConfig, LoraModel
 from loratk.nn import Linear, Sequential
 from loratk.plugins import default_registry
 
 STORES = default_registry().stores
+RECORD = {"method": "lora", "rank": 1, "alpha": 1.0, "scaling": 1.0}
+FACTORS = {"0.lora_A": np.ones((3, 1)), "0.lora_B": np.ones((1, 2))}
 
 
 def same(a, b):
@@ -28,7 +32,12 @@ def test_adapters_go_to_another_store_and_back_unchanged(run, files, tmp_path):
 def test_messages_go_to_stderr(run, files, tmp_path):
     got = run("export", files.adapters, tmp_path / "a.npz")
     assert got.stdout == ""
-    assert "one, two" in got.stderr
+    lines = got.stderr.splitlines()
+    assert f"{files.adapters}: read as loratk adapters, hdf5: its string 'format' is 'loratk-adapter'" in lines[0]
+    assert "- adapter 'one': 2 modules with rank 2, alpha 3, scaling 1.5" in lines
+    assert f"- {tmp_path / 'a.npz'}: written as loratk adapters, npz" in lines
+    assert lines[-1] == f"Wrote one, two to {tmp_path / 'a.npz'}."
+    assert len(lines) == len(set(lines))
 
 
 def test_one_adapter_in_another_dtype(run, files, tmp_path):
@@ -37,6 +46,49 @@ def test_one_adapter_in_another_dtype(run, files, tmp_path):
     assert state.name == "two"
     assert same(state.tensors, {name: array.astype(np.float16) for name, array in files.model.state("two").items()})
     assert state.metadata == {"task": "test"}
+
+
+def test_another_dtype_keeps_the_config(run, files, tmp_path):
+    assert run("export", files.adapters, tmp_path / "a.h5", "--dtype", "float64").exit_code == 0
+    got, want = (read_adapters(path, stores=STORES) for path in (tmp_path / "a.h5", files.adapters))
+    assert [state.config for state in got] == [state.config for state in want]
+
+
+def test_bfloat16_is_rounded_and_marked(run, files, tmp_path):
+    assert run("export", files.adapters, tmp_path / "a.h5", "--adapter", "one", "--dtype", "bfloat16").exit_code == 0
+    (state,) = read_adapters(tmp_path / "a.h5", stores=STORES)
+    for name, array in state.tensors.items():
+        assert array.dtype == np.float32
+        assert not (array.view(np.uint32) & 0xFFFF).any()
+        assert np.abs(array - files.model.state("one")[name]).max() <= np.abs(array).max() * 2**-8
+    assert state.modules["0"]["dtypes"] == dict.fromkeys(("lora_A", "lora_B", "bias"), "bfloat16")
+
+
+def test_portable_folds_the_scaling_and_fills_ranks(run, tmp_path):
+    rng = np.random.default_rng(0)
+    tensors, modules = {}, {}
+    for name, rank, alpha in (("a", 2, 3.0), ("b", 3, 8.0)):
+        tensors |= {f"{name}.lora_A": rng.standard_normal((6, rank)), f"{name}.lora_B": rng.standard_normal((rank, 4))}
+        modules[name] = {"method": "lora", "layer_type": "linear", "shape": [6, 4], "rank": rank, "alpha": alpha, "scaling": alpha / rank}
+    write_adapters(tmp_path / "a.h5", [AdapterState("mine", {}, tensors, modules)], stores=STORES)
+    got = run("export", tmp_path / "a.h5", tmp_path / "p.npz", "--portable")
+    assert got.exit_code == 0, got.stderr
+    assert "portable: rank and alpha 3 in all modules" in got.stderr
+    (state,) = read_adapters(tmp_path / "p.npz", stores=STORES)
+    assert [(record["rank"], record["alpha"], record["scaling"]) for record in state.modules.values()] == [(3, 3.0, 1.0)] * 2
+    assert run("diff", tmp_path / "a.h5", tmp_path / "p.npz").exit_code == 0
+
+
+def test_select_and_rename(run, files, tmp_path):
+    got = run("export", files.adapters, tmp_path / "a.h5", "--adapter", "one", "--rename", "2=blocks.0.out", "--select", "blocks.*")
+    assert got.exit_code == 0, got.stderr
+    (state,) = read_adapters(tmp_path / "a.h5", stores=STORES)
+    assert sorted(state.tensors) == ["blocks.0.out.bias", "blocks.0.out.lora_A", "blocks.0.out.lora_B"]
+    assert state.config["targets"] == ["blocks.0.out"]
+    again = run("diff", files.adapters, tmp_path / "a.h5", "--adapter-a", "one", "--rename", "2=blocks.0.out")
+    assert again.exit_code == 3
+    assert "0 is in A only" in again.stdout
+    assert "Different: 0 of 1 module in both, and 1 in one only." in again.stdout
 
 
 def test_to_names_the_store(run, files, tmp_path):
@@ -143,6 +195,95 @@ def test_a_weight_with_more_axes_acts_as_a_matrix(order):
     np.testing.assert_allclose(got["conv.weight"], weight + (2 * a @ b).reshape(weight.shape), rtol=1e-12)
 
 
+def test_a_base_in_bfloat16_stays_that_in_safetensors_alone(run, tmp_path):
+    rng = np.random.default_rng(0)
+    weight, a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 6), (6, 2), (2, 4)))
+    base = {"0.weight": round_bfloat16(weight), "other": round_bfloat16(weight[0]), "third": weight[1]}
+    write_safetensors(tmp_path / "base.safetensors", base, {"format": "pt"}, ["0.weight", "other"])
+    record = {"method": "lora", "rank": 2, "alpha": 2.0, "scaling": 1.0, "shape": [6, 4]}
+    write_adapters(tmp_path / "a.h5", [AdapterState("mine", {}, {"0.lora_A": a, "0.lora_B": b}, {"0": record})], stores=STORES)
+    want = base["0.weight"].astype(np.float64) + (a.astype(np.float64) @ b).T
+    for end, more in (("safetensors", []), ("h5", []), ("f32.safetensors", ["--dtype", "float32"])):
+        got = run("export", tmp_path / "a.h5", tmp_path / f"m.{end}", "--merged", "--base", tmp_path / "base.safetensors", *more)
+        assert got.exit_code == 0, got.stderr
+        assert "the base's weights are taken output first" in got.stderr
+        assert ("2 arrays in bfloat16 became float32" in got.stderr) == (end == "h5")
+    assert "% of the numbers in changed arrays are as before" in run(
+        "export", tmp_path / "a.h5", tmp_path / "m.safetensors", "--merged", "--base", tmp_path / "base.safetensors", "--force"
+    ).stderr  # fmt: skip
+    with open_safetensors(tmp_path / "m.safetensors") as reader:
+        assert [reader.dtype(name) for name in ("0.weight", "other", "third")] == ["BF16", "BF16", "F32"]
+        assert np.array_equal(reader.array("0.weight"), round_bfloat16(want))
+        assert np.array_equal(reader.array("other"), base["other"])
+        assert reader.metadata == {"format": "pt"}
+    with open_safetensors(tmp_path / "m.f32.safetensors") as reader:
+        assert {reader.dtype(name) for name in reader.names()} == {"F32"}
+        assert np.array_equal(reader.array("0.weight"), want.astype(np.float32))
+
+
+def test_a_folder_of_shards_is_a_base(run, tmp_path):
+    rng = np.random.default_rng(0)
+    one, two, a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (3, 3), (6, 2), (2, 4)))
+    (tmp_path / "base").mkdir()
+    for place, (name, weight) in enumerate({"0.weight": one, "1.weight": two}.items()):
+        write_safetensors(tmp_path / "base" / f"model-{place}.safetensors", {name: weight}, {"format": "np"})
+    index = {"weight_map": {"0.weight": "model-0.safetensors", "1.weight": "model-1.safetensors"}}
+    (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    record = {"method": "lora", "rank": 2, "alpha": 2.0, "scaling": 1.0, "shape": [6, 4]}
+    write_adapters(tmp_path / "a.h5", [AdapterState("mine", {}, {"0.lora_A": a, "0.lora_B": b}, {"0": record})], stores=STORES)
+    got = run("export", tmp_path / "a.h5", tmp_path / "m.h5", "--merged", "--base", tmp_path / "base")
+    assert got.exit_code == 0, got.stderr
+    arrays = Hdf5Store().read(tmp_path / "m.h5").arrays
+    np.testing.assert_allclose(arrays["0.weight"], one + a @ b, rtol=1e-5)
+    assert np.array_equal(arrays["1.weight"], two)
+
+
+def test_faults_of_values_are_all_listed_and_nothing_is_written(run, tmp_path):
+    tensors, modules = {}, {}
+    for name in ("0", "1"):
+        tensors |= {f"{name}.lora_A": np.full((3, 1), 1e30), f"{name}.lora_B": np.full((1, 2), 1e30)}
+        modules[name] = {"method": "lora", "rank": 1, "alpha": 1.0, "scaling": 1.0, "shape": [3, 2]}
+    write_adapters(tmp_path / "a.h5", [AdapterState("mine", {}, tensors, modules)], stores=STORES)
+    for end in ("h5", "npz", "safetensors"):
+        Hdf5Store().write(tmp_path / "base.h5", {f"{name}.weight": np.ones((3, 2), np.float32) for name in "01"}, {})
+        got = run("export", tmp_path / "a.h5", tmp_path / f"m.{end}", "--merged", "--base", tmp_path / "base.h5")
+        assert got.exit_code == 1
+        assert [f"'{name}.weight' holds 1e+60, which is too large for float32" in got.stderr for name in "01"] == [True, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "base.h5"]
+
+
+def test_an_array_that_is_replaced_and_changed_is_refused():
+    base = {"0.weight": np.ones((3, 2))}
+    replaced = AdapterState("new", {}, {"0.weight": np.zeros((2, 3))}, {"0": {"method": "full", "orientation": "torch"}})
+    changed = AdapterState("mine", {}, dict(FACTORS), {"0": RECORD})
+    for states in ([replaced, changed], [changed, replaced], [replaced, replaced]):
+        found = []
+        merge(base, states, default_registry(), found, None)
+        assert found == ["'0.weight' is replaced, and changed besides"]
+    got = merge(base, [replaced], default_registry(), found := [], None)
+    assert found == []
+    assert np.array_equal(got["0.weight"], np.zeros((3, 2)))
+
+
+def test_changes_of_whole_modules_come_in_the_order_of_torch():
+    base = {"0.weight": np.arange(6.0).reshape(2, 3)}
+    state = AdapterState("mine", {}, {"0.weight": np.ones((2, 3))}, {"0": {"method": "diff", "orientation": "torch"}})
+    got = merge(base, [state], default_registry(), found := [], None, "output-first")
+    assert found == []
+    assert np.array_equal(got["0.weight"], base["0.weight"] + 1)
+    merge({"0.weight": np.ones((3, 3))}, [state], default_registry(), found, None)
+    assert found == ["adapter 'mine', module '0': its weight has shape (3, 2), '0.weight' (3, 3)"]
+
+
+def test_lora_bias_is_scaled_and_bias_is_not():
+    base = {"0.weight": np.ones((3, 2)), "0.bias": np.ones(2)}
+    tensors = FACTORS | {"0.bias": np.array([1.0, 2.0]), "0.lora_bias": np.array([10.0, 20.0])}
+    got = merge(base, [AdapterState("mine", {}, tensors, {"0": RECORD | {"scaling": 0.5}})], default_registry(), found := [], None)
+    assert found == []
+    assert np.array_equal(got["0.bias"], [7, 13])
+    assert np.array_equal(got["0.weight"], np.full((3, 2), 1.5))
+
+
 def test_a_base_that_is_one_layer(run, tmp_path):
     model = LoraModel.adapt(Linear(3, 2, rng=0).to("reference"), LoraConfig(rank=1))
     model.load_state({name: array + 1 for name, array in model.state().items()})
@@ -194,6 +335,12 @@ def test_a_failed_export_leaves_the_old_file(run, files, tmp_path):
         (["{base}", "{out}.h5"], "no adapter file"),
         (["{adapters}", "{out}.h5", "--merged", "--base", "{adapters}"], "is an adapter file, not the weights"),
         (["{adapters}", "{out}/deep/a.h5"], "there is no folder"),
+        (["{adapters}", "{out}.h5", "--from", "npz"], "cannot read"),
+        (["{adapters}", "{out}.h5", "--select", "x.*"], "'x.*' matches no module"),
+        (["{adapters}", "{out}.h5", "--rename", "x=y"], "'x' is neither a module nor the beginning of one"),
+        (["{adapters}", "{out}.h5", "--rename", "0=2"], "'0', '2' would all be named '2'"),
+        (["{adapters}", "{out}.h5", "-o", "a=1", "-o", "to:b=1"], "No format here has the option 'a', 'to:b'"),
+        (["{adapters}", "{out}.h5", "--merged", "--base", "{base}", "--dtype", "bfloat16"], "Of the stores only safetensors has bfloat16"),
     ],
 )
 def test_what_cannot_be_done_is_an_error(run, files, tmp_path, args, want):
@@ -215,6 +362,9 @@ def test_what_cannot_be_done_is_an_error(run, files, tmp_path, args, want):
             ["--merged", "--base", "b.h5", "--portable", "--bake", "--bake-rank", "2"],
             "--portable, --bake, --bake-rank would have no effect",
         ),
+        (["--keras"], "no file whose name does not end in '.lora.h5'"),
+        (["--keras", "--to", "peft"], "--keras writes the format 'keras', --to asks for 'peft'"),
+        (["--merged", "--base", "b.h5", "--keras"], "--keras would have no effect with --merged"),
         (["--rename", "a"], "--rename takes two names with '=' between them, found 'a'"),
         (["--rename", "=a"], "--rename takes two names with '=' between them, found '=a'"),
         (["-o", "a=1", "-o", "a=2"], "-o is given twice for 'a'"),
@@ -257,10 +407,6 @@ def layer_examples():
     return module
 
 
-RECORD = {"method": "lora", "rank": 1, "alpha": 1.0, "scaling": 1.0}
-FACTORS = {"0.lora_A": np.ones((3, 1)), "0.lora_B": np.ones((1, 2))}
-
-
 @pytest.mark.parametrize(
     ("record", "tensors", "want"),
     [
@@ -268,7 +414,8 @@ FACTORS = {"0.lora_A": np.ones((3, 1)), "0.lora_B": np.ones((1, 2))}
         (RECORD | {"shape": [2, 3]}, FACTORS, "was made for a weight of shape [2, 3], '0.weight' acts as [3, 2]"),
         (RECORD | {"columns": "0:1"}, FACTORS, "must give columns as [start, stop], found '0:1'"),
         (RECORD | {"method": "ghost"}, FACTORS, "Unknown method 'ghost'"),
-        (RECORD | {"scaling": 1e300}, FACTORS, "'0.weight' is not finite after merging"),
+        (RECORD | {"scaling": 1e300}, FACTORS, "'0.weight' holds 1e+300, which is too large for float32"),
+        (RECORD | {"scaling": 1e308}, {name: 10 * array for name, array in FACTORS.items()}, "'0.weight' is not finite after merging"),
     ],
 )
 def test_merge_says_what_does_not_fit(record, tensors, want):

@@ -1,0 +1,168 @@
+"""A base's arrays plus what adapters change: planned and checked by shapes alone, then computed array by array."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnknownNameError
+from ..exchange import AdapterState
+from ..exchange.bake import dora_update
+from ..exchange.base import input_first
+from ..exchange.factors import dense_update
+from ..exchange.transform import cast_array
+from ..io.lazy import info
+from ..kernels import get_backend
+from ..plugins import Registry
+
+Arrays = dict[str, np.ndarray]
+Record = Mapping[str, Any]
+Change = Callable[[np.ndarray, np.ndarray], object]
+"""Given the sum so far, which it changes, and the base's own array."""
+
+
+def merge(
+    base: Mapping[str, np.ndarray],
+    states: Sequence[AdapterState],
+    registry: Registry,
+    found: list[str],
+    dtype: str | None,
+    order: str = "input-first",
+) -> Arrays:
+    """A base's arrays plus the updates of adapters, in the base's dtypes if None is given; what does not fit is added to `found`.
+
+    Updates are computed and summed in float64 and rounded once. Arrays without an update are the base's own. `order` is that of the base's
+    axes, as in `Checkpoint`.
+    """
+    merging = Merging(base, registry, order)
+    merging.plan(states, found)
+    return dict(base) | {name: merging.array(name, dtype or base[name].dtype.name, found) for name in merging.changed}
+
+
+class Merging:
+    """What becomes of each array of a base under some adapters. A plan loads no array of the base, `array` one."""
+
+    def __init__(self, base: Mapping[str, np.ndarray], registry: Registry, order: str) -> None:
+        self.base, self.registry, self.order = base, registry, order
+        self._changes: dict[str, list[Change]] = {}
+        self._replaced: set[str] = set()
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of the arrays that change."""
+        return list(self._changes)
+
+    def plan(self, states: Sequence[AdapterState], found: list[str]) -> None:
+        """Add what adapters change; what does not fit is added to `found`."""
+        for state in states:
+            for module, held in state.parameters().items():
+                try:
+                    self._add(module, state.modules[module], held)
+                except (FormatError, UnknownNameError) as error:
+                    found.append(f"adapter {state.name!r}, module {module!r}: {error}")
+        found += [f"{name!r} is replaced, and changed besides" for name in sorted(self._replaced) if len(self._changes[name]) > 1]
+
+    def array(self, name: str, dtype: str, found: list[str]) -> np.ndarray:
+        """An array as it becomes, summed in float64 and rounded once (bfloat16 as float32); what is not finite then is added to `found`."""
+        own = self.base[name]
+        total = np.array(own, np.float64, order="C")
+        with np.errstate(over="ignore", invalid="ignore"):
+            for change in self._changes[name]:
+                change(total, own)
+            if np.isfinite(total).all():
+                return cast_array(name, total, dtype, found)
+        found.append(f"{name!r} is not finite after merging; check the adapter")
+        return total.astype("float32" if dtype == "bfloat16" else dtype)
+
+    def _add(self, module: str, record: Record, held: Mapping[str, np.ndarray]) -> None:
+        held = dict(held)
+        if record["method"] in ("full", "diff"):
+            for key, tensor in held.items():
+                self._whole(module, record["method"], key, tensor)
+            return
+        for key, scale in (("bias", 1.0), ("lora_bias", record.get("scaling", 1.0))):
+            if key in held:
+                self._bias(module, held.pop(key), scale)
+        if held:
+            self._update(module, record, held)
+
+    def _bias(self, module: str, change: np.ndarray, scale: float) -> None:
+        name = self._name(module, "bias")
+        if (shape := info(self.base, name)[0]) != change.shape:
+            raise FormatError(f"its bias has shape {change.shape}, {name!r} {shape}")
+        self._changes.setdefault(name, []).append(lambda total, own: np.add(total, change.astype(np.float64) * scale, out=total))
+
+    def _update(self, module: str, record: Record, held: Mapping[str, np.ndarray]) -> None:
+        owner, columns = module, slice(None)
+        if "columns" in record:  # a block of a fused projection, named after it
+            owner, columns = module.rpartition(".")[0], _slice(record["columns"])
+        name = self._name(owner, "weight")
+        shape = self._oriented(np.broadcast_to(np.float32(0), info(self.base, name)[0]), owner, record)[..., columns].shape
+        acts_as = math.prod(shape[:-1]), shape[-1]
+        if record.get("shape", list(acts_as)) != list(acts_as):
+            raise FormatError(f"it was made for a weight of shape {record['shape']}, {name!r} acts as {list(acts_as)}")
+        delta = _delta(acts_as, record, held, self.registry)
+
+        def change(total: np.ndarray, own: np.ndarray) -> None:
+            block = self._oriented(own, owner, record)[..., columns]
+            weight = np.ascontiguousarray(block, np.float64).reshape(acts_as)
+            tensors = {key: tensor.astype(np.float64) for key, tensor in held.items()}
+            self._oriented(total, owner, record)[..., columns] += delta(weight, tensors).reshape(block.shape)
+
+        self._changes.setdefault(name, []).append(change)
+
+    def _whole(self, module: str, method: str, key: str, tensor: np.ndarray) -> None:
+        """A parameter that replaces the base's, or is added to it; it comes in torch's order."""
+        name = self._name(module, key)
+        tensor = tensor if self.order == "output-first" else input_first(tensor, module)
+        if tensor.shape != (shape := info(self.base, name)[0]):
+            raise FormatError(f"its {key} has shape {tensor.shape}, {name!r} {shape}")
+        if method == "diff":
+            self._changes.setdefault(name, []).append(lambda total, own: np.add(total, tensor, out=total))
+        else:
+            self._changes.setdefault(name, []).append(lambda total, own: np.copyto(total, tensor))
+            self._replaced.add(name)
+
+    def _oriented(self, array: np.ndarray, module: str, record: Record) -> np.ndarray:
+        table = record.get("layer_type") == "embedding"
+        return array if self.order == "input-first" or table else input_first(array, module)
+
+    def _name(self, module: str, kind: str) -> str:
+        """The name of a module's array. A base that is one layer has no dotted names, and its module is `root`."""
+        name = f"{module}.{kind}"
+        if name not in self.base and module == "root":
+            name = kind
+        if name not in self.base:
+            raise FormatError(f"the base has no array {name!r}")
+        shape, dtype = info(self.base, name)
+        if dtype.kind != "f" or not shape:
+            raise FormatError(f"{name!r} must be an array of floating-point numbers, found {dtype} {shape}")
+        return name
+
+
+def _delta(
+    acts_as: tuple[int, int], record: Record, held: Mapping[str, np.ndarray], registry: Registry
+) -> Callable[[np.ndarray, Arrays], np.ndarray]:
+    """What gives the update of a weight (d, k): the method, or for grouped convolutions, which methods do not know, the factors."""
+    if "experts" in record:
+        raise FormatError("it is a stack of experts, which cannot be merged yet")
+    method = registry.method(record["method"])
+    if record.get("groups", 1) != 1 and record["method"] in ("lora", "dora"):
+        if "magnitude" in held:
+            return lambda weight, tensors: dora_update(weight, record, tensors)
+        return lambda weight, tensors: dense_update(record, tensors)
+    want = method.shapes(*acts_as, record.get("rank", 0))
+    got = {key: tensor.shape for key, tensor in held.items()}
+    if want != got:
+        raise FormatError(f"for a {acts_as} weight its tensors must be {want}, found {got}")
+    scaling = float(record.get("scaling", 1.0))
+    return lambda weight, tensors: np.asarray(method.delta(get_backend("reference"), weight, tensors, scaling))
+
+
+def _slice(columns: Any) -> slice:
+    if not isinstance(columns, list) or len(columns) != 2 or not all(isinstance(place, int) for place in columns):
+        raise FormatError(f"its record must give columns as [start, stop], found {columns!r}")
+    return slice(*columns)
