@@ -1,21 +1,33 @@
-"""What a file holds, without the model that it belongs to: adapters with their norms, or plain arrays."""
+"""What a file holds, without the model that it belongs to: adapters with norms and spectra, or plain arrays."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .exchange import FORMAT, AdapterState, read_adapters
-from .io import Store, find_store
+from .errors import FormatError, LoratkError, UnknownNameError
+from .exchange import AdapterState, Base, Detected, detect_format, load_adapter
+from .exchange.bake import dora_update
+from .exchange.base import opened_base
+from .exchange.cautions import cautions, scale_lines
+from .exchange.factors import norm, update_pairs
+from .exchange.spectrum import Spectrum, spectrum
+from .exchange.state import dtypes_of
+from .io import find_store
+from .plugins import Registry, default_registry
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """One adapted module. `norms` are Frobenius norms by parameter; `delta_norm` that of what is added to the weight.
+    """One adapted module. `norms` are Frobenius norms by parameter; `delta_norm` is that of what is added to the weight.
 
-    `delta_norm` is None where it depends on the base's weight. rank, alpha, scaling and shape are None where the file does not say.
+    `delta_norm` is None where it depends on the base's weight and no base is given, or cannot be told from factors; `base_norm`, the
+    norm of the weight itself, is None without a base that has it. rank, alpha, scaling and shape are None where the file does not say.
     """
 
     name: str
@@ -24,16 +36,20 @@ class ModuleReport:
     shape: list[int] | None
     rank: int | None
     alpha: float | None
+    alpha_source: str | None
     scaling: float | None
     dtype: str
     parameters: int
+    finite: bool
     norms: dict[str, float]
     delta_norm: float | None
+    base_norm: float | None
+    spectrum: Spectrum | None
 
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """One adapter."""
+    """One adapter. `scales` sums up ranks, alphas and scalings; `cautions` are what is worth a second look."""
 
     name: str
     parameters: int
@@ -41,6 +57,8 @@ class AdapterReport:
     version: str
     config: dict[str, Any]
     metadata: dict[str, str]
+    scales: list[str]
+    cautions: list[str]
     modules: list[ModuleReport]
 
 
@@ -55,69 +73,134 @@ class ArrayReport:
 
 @dataclass(frozen=True)
 class FileReport:
-    """A file: its store, its size in bytes, and either adapters or arrays and strings."""
+    """A file or folder: its format and the evidence for it, its size in bytes, and either adapters or arrays and strings."""
 
     path: str
-    store: str
+    format: str
+    evidence: str
     bytes: int
+    notes: list[str]
     adapters: list[AdapterReport] | None
     arrays: list[ArrayReport] | None
     strings: dict[str, str] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that JSON can hold; what is None is left out of the top level."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """Everything as plain values that JSON can hold, numbers that are not finite as None. At the top, what is None is left out."""
+        return {key: _plain(value) for key, value in asdict(self).items() if value is not None}
 
 
-def describe(path: str | Path, stores: Mapping[str, Store]) -> FileReport:
-    """What a file holds. Adapters are read whole and checked, of other files only names and shapes. Raises FormatError, StoreError."""
-    path = Path(path)
-    store = find_store(path, stores)
-    size = path.stat().st_size
-    with store.open(path) as reader:
-        strings = dict(reader.strings)
-        if strings.get("format") != FORMAT:
-            infos = ((name, *reader.info(name)) for name in sorted(reader.names()))
-            arrays = [ArrayReport(name, list(shape), dtype.name) for name, shape, dtype in infos]
-            return FileReport(str(path), store.name, size, None, arrays, strings)
-    adapters = [_adapter(state) for state in read_adapters(path, stores=stores)]
-    return FileReport(str(path), store.name, size, adapters, None, None)
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _adapter(state: AdapterState) -> AdapterReport:
-    modules = [_module(name, record, _tensors(state, name)) for name, record in sorted(state.modules.items())]
+def describe(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    base: str | Path | Base | None = None,
+    options: Mapping[str, Any] | None = None,
+    spectra: bool = False,
+    registry: Registry | None = None,
+    track: Track = lambda items, what: items,
+) -> FileReport:
+    """What a file or folder holds. Adapters are read whole and checked, but for NaN in their values; of other files only names are read.
+
+    `base` gives a format the names it needs, and updates their size beside the weights. `track` is given modules and a few words, and
+    yields the modules: for a progress bar. Raises as `load_adapter` does, but not over a file of plain arrays.
+    """
+    registry, path = registry or default_registry(), Path(path)
+    try:
+        found = detect_format(path, format=format, registry=registry)
+    except FormatError as error:
+        if format is None and not path.is_dir() and (report := _arrays(path, registry, error)) is not None:
+            return report
+        raise
+    return _adapters(path, found, base, options, spectra, registry, track)
+
+
+def _adapters(
+    path: Path,
+    found: Detected,
+    base: str | Path | Base | None,
+    options: Mapping[str, Any] | None,
+    spectra: bool,
+    registry: Registry,
+    track: Track,
+) -> FileReport:
+    with opened_base(base, registry.stores) as opened:
+        reading = load_adapter(path, format=found, base=opened, options=options, finite=False, registry=registry)
+        warned = {state.name: list(cautions(state)) for state in reading.states}
+        told = {reading.notes[0], *(f"adapter {name!r}: {line}" for name, lines in warned.items() for line in lines)}
+        reports = []
+        for state in reading.states:
+            held = state.parameters()
+            modules = [_module(name, state.modules[name], held[name], opened, spectra) for name in track(sorted(held), "measuring")]
+            reports.append(_report(state, modules, warned[state.name]))
+    notes = [note for note in reading.notes if note not in told]
+    if opened is not None and not any(module.base_norm for report in reports for module in report.modules):
+        notes.append(f"the base '{opened.path}' has none of these modules")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    return FileReport(str(path), found.format.name, f"{found.format.title}: {found.evidence}", size, notes, reports, None, None)
+
+
+def _report(state: AdapterState, modules: list[ModuleReport], warned: list[str]) -> AdapterReport:
     total = sum(module.parameters for module in modules)
-    return AdapterReport(state.name, total, state.fingerprint, state.version, state.config, state.metadata, modules)
+    return AdapterReport(
+        state.name, total, state.fingerprint, state.version, state.config, state.metadata, scale_lines(state), warned, modules
+    )  # fmt: skip
 
 
-def _tensors(state: AdapterState, module: str) -> dict[str, np.ndarray]:
-    pairs = ((name.rpartition("."), tensor) for name, tensor in state.tensors.items())
-    return {parameter: tensor for (owner, _, parameter), tensor in pairs if owner == module}
+def _arrays(path: Path, registry: Registry, error: FormatError) -> FileReport | None:
+    """A file of plain arrays; None where no store reads it."""
+    try:
+        store = find_store(path, registry.stores)
+        with store.open(path) as reader:
+            half: frozenset[str] = getattr(reader, "bfloat16", frozenset())
+            infos = ((name, *reader.info(name)) for name in sorted(reader.names()))
+            arrays = [ArrayReport(name, list(shape), "bfloat16" if name in half else dtype.name) for name, shape, dtype in infos]
+            strings = dict(reader.strings)
+    except LoratkError:
+        return None
+    return FileReport(str(path), store.name, f"no adapters: {error}", path.stat().st_size, [], None, arrays, strings)
 
 
-def _module(name: str, record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModuleReport:
-    scaling, delta = record.get("scaling"), None
-    if record["method"] == "lora" and scaling is not None:
-        delta = abs(scaling) * product_norm(tensors["lora_A"], tensors["lora_B"])
+def _module(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray], base: Base | None, spectra: bool) -> ModuleReport:
+    pairs = update_pairs(record, held) if "lora_A" in held else None
+    finite = all(np.isfinite(tensor).all() for tensor in held.values() if tensor.dtype.kind == "f")
+    norms = {key: _norm(tensor) for key, tensor in held.items()}
+    weight = _weight(base, name)
+    delta = None
+    if pairs is not None and finite and "magnitude" not in held:
+        delta = norm(pairs)
+    elif record["method"] == "diff":
+        delta = norms.get("weight")
+    elif "magnitude" in held and finite and weight is not None and record.get("shape") == list(weight.shape):
+        delta = _norm(dora_update(weight, record, held))
     return ModuleReport(
         name,
         record["method"],
-        record.get("layer_type"),
-        record.get("shape"),
-        record.get("rank"),
-        record.get("alpha"),
-        scaling,
-        dtype="+".join(sorted({tensor.dtype.name for tensor in tensors.values()})),
-        parameters=sum(tensor.size for tensor in tensors.values()),
-        norms={key: float(np.linalg.norm(tensor.astype(np.float64))) for key, tensor in tensors.items()},
+        **{key: record.get(key) for key in ("layer_type", "shape", "rank", "alpha", "alpha_source", "scaling")},
+        dtype=dtypes_of(record, held),
+        parameters=sum(tensor.size for tensor in held.values()),
+        finite=finite,
+        norms=norms,
         delta_norm=delta,
+        base_norm=None if weight is None else _norm(weight),
+        spectrum=spectrum(pairs) if spectra and pairs is not None and finite and "magnitude" not in held else None,
     )
 
 
-def product_norm(a: np.ndarray, b: np.ndarray) -> float:
-    """The Frobenius norm of A B: (d, r), (r, k) -> number, without the (d, k) product.
+def _weight(base: Base | None, module: str) -> np.ndarray | None:
+    try:
+        return None if base is None else base.weight(module)
+    except (UnknownNameError, FormatError):  # a base without this module is no reason not to show the adapter
+        return None
 
-    With A = Q R and the transpose of B = P S (QR decompositions), it is that of R times the transpose of S, (r, r).
-    """
-    r, s = (np.asarray(np.linalg.qr(matrix.astype(np.float64), mode="r")) for matrix in (a, b.T))
-    return float(np.linalg.norm(r @ s.T))
+
+def _norm(array: np.ndarray) -> float:
+    """The Frobenius norm, in float64."""
+    return float(np.linalg.norm(array.ravel().astype(np.float64, copy=False)))

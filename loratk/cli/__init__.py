@@ -7,7 +7,7 @@ import click
 from .. import __version__
 from ..errors import LoratkError
 
-COMMANDS = ("demo", "export", "inspect", "plugins", "info")
+COMMANDS = ("demo", "export", "inspect", "diff", "verify", "plugins", "info")
 
 
 class Commands(click.Group):
@@ -43,6 +43,7 @@ class Commands(click.Group):
 def main(ctx: click.Context, without: tuple[str, ...]) -> None:
     """Train, merge, convert and inspect low-rank adapters, without a deep-learning framework.
 
-    Results go to standard output, messages to standard error. Exit codes: 0 success, 1 error, 2 wrong usage, 130 Ctrl-C.
+    Results go to standard output, messages to standard error. Exit codes: 0 success, 1 error, 2 wrong usage, 3 different
+    (diff), 130 Ctrl-C.
     """
     ctx.obj = without

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .context import pairs, registry
+from .show import clean, counting, working
 
 if TYPE_CHECKING:
     from ..convert import Exported
 
 FILE = click.Path(path_type=Path)
-NO_MERGE = ("portable", "bake", "bake_rank")
+NO_MERGE = ("portable", "bake", "bake_rank", "keras")
+KERAS = ".lora.h5"
 
 
 @click.command("export", short_help="Convert adapters to another format, or merge them into weights.")
@@ -26,6 +28,7 @@ NO_MERGE = ("portable", "bake", "bake_rank")
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32", "float64"]), help="Convert the numbers. Default: as they are."
 )
+@click.option("--keras", is_flag=True, help="Write a .lora.h5 that keras-hub loads as its own and loratk as its own.")
 @click.option("--portable", is_flag=True, help="One rank for all, alpha = rank, the scaling in lora_B: what the simplest reader takes.")
 @click.option("--bake", is_flag=True, help="Write the nearest thing where DST cannot hold it exactly, and say how near.")
 @click.option("--bake-rank", type=click.IntRange(1), metavar="N", help="With --bake: the rank of what is approximated. Default: its own.")
@@ -41,18 +44,18 @@ def command(src: Path, dst: Path, **given: Any) -> None:
 
     Each decision on the way is a line on standard error. DST is written at once or not at all.
     """
-    _check(given)
+    _check(dst, given)
     done = _merge(src, dst, given) if given["merged"] else _convert(src, dst, given)
     for note in done.notes:
-        click.echo(f"- {note}", err=True)
+        click.echo(f"- {clean(note)}", err=True)
     what = ", ".join(done.names)
     if given["merged"]:
         what = f"{given['base']} with {what} merged"
     click.echo(f"Wrote {what} to {dst}.", err=True)
 
 
-def _check(given: dict[str, Any]) -> None:
-    """Raises UsageError for options that would have no effect."""
+def _check(dst: Path, given: dict[str, Any]) -> None:
+    """Raises UsageError for options that would have no effect, or contradict each other."""
     if given["merged"] and not given["base"]:
         raise click.UsageError("--merged needs --base FILE, the weights to merge into.")
     if given["merged"] and (idle := [key for key in NO_MERGE if given[key]]):
@@ -61,6 +64,10 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("--any-base is for --merged.")
     if given["base_order"] and not given["base"]:
         raise click.UsageError("--base-order is for --base.")
+    if given["keras"] and given["to"] not in (None, "keras"):
+        raise click.UsageError(f"--keras writes the format 'keras', --to asks for {given['to']!r}.")
+    if given["keras"] and not dst.name.endswith(KERAS):
+        raise click.UsageError(f"keras-hub loads no file whose name does not end in {KERAS!r}; with --keras, name DST so.")
     if given["bake_rank"] and not given["bake"]:
         raise click.UsageError("--bake-rank is for --bake.")
 
@@ -81,7 +88,9 @@ def _convert(src: Path, dst: Path, given: dict[str, Any]) -> "Exported":
     from ..exchange.base import opened_base
 
     shared = _shared(given)
-    with opened_base(given["base"], shared["registry"].stores, given["base_order"]) as base:
+    if given["keras"]:
+        shared |= {"to": "keras", "options": shared["options"] | {"to:dual": "yes"}}
+    with working(f"converting {src}"), opened_base(given["base"], shared["registry"].stores, given["base_order"]) as base:
         return export_adapters(
             src, dst, base=base, portable=given["portable"], bake=given["bake"], bake_rank=given["bake_rank"], **shared
         )  # fmt: skip
@@ -90,4 +99,7 @@ def _convert(src: Path, dst: Path, given: dict[str, Any]) -> "Exported":
 def _merge(src: Path, dst: Path, given: dict[str, Any]) -> "Exported":
     from ..convert import export_merged
 
-    return export_merged(src, given["base"], dst, order=given["base_order"], check_base=not given["any_base"], **_shared(given))
+    with counting("merging") as progress:
+        return export_merged(
+            src, given["base"], dst, order=given["base_order"], check_base=not given["any_base"], progress=progress, **_shared(given)
+        )  # fmt: skip

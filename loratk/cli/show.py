@@ -1,13 +1,16 @@
 """How results are shown: tables drawn with rich on a terminal, and aligned with blanks anywhere else."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Print a table; the columns named in `right` are aligned at the right."""
+    rows = [[clean(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _drawn(head, rows, right)
         return
@@ -31,6 +34,12 @@ def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[s
     Console().print(drawn)
 
 
+def clean(text: str, limit: int | None = None) -> str:
+    """Text from a file so that it cannot steer the terminal: control characters as escapes; cut to a length if one is given."""
+    shown = "".join(character if character.isprintable() else character.encode("unicode_escape", "replace").decode() for character in text)
+    return shown if limit is None or len(shown) <= limit else f"{shown[: limit - 4]} ..."
+
+
 def size(count: float) -> str:
     """Bytes for people: 1536 -> '1.5 KiB'."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
@@ -38,3 +47,40 @@ def size(count: float) -> str:
             break
         count /= 1024
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+def track(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """The items, with a bar on standard error while they are worked on, if that is a terminal and there is time to see it."""
+    if not sys.stderr.isatty() or len(items) < 2:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    yield from bar(items, what, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life on standard error while something works whose length is not known, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[str, int], None]]:
+    """A function to be told the name of each thing that is done next, and how many there are: a bar, if standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda name, count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda name, count: progress.update(task, total=count, advance=1)

@@ -6,6 +6,7 @@ core R S^T, (r, r): its singular values are those of A B, its Frobenius norm is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def product_norm(a: np.ndarray, b: np.ndarray) -> float:
 
 def norm(pairs: Sequence[Pair]) -> float:
     """The Frobenius norm of an update in parts."""
-    return float(np.sqrt(sum(product_norm(a, b) ** 2 for a, b in pairs)))
+    return math.hypot(*(product_norm(a, b) for a, b in pairs))
 
 
 def singular_values(pairs: Sequence[Pair]) -> np.ndarray:

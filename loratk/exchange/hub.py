@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,8 +102,8 @@ def save_adapter(
 
 def state_faults(states: Sequence[AdapterState], *, finite: bool = True) -> Iterator[str]:
     """What is wrong with states by the contract of `AdapterState`, a line each."""
-    names = [state.name for state in states]
-    yield from (f"two adapters are named {name!r}" for name in sorted({name for name in names if names.count(name) > 1}))
+    names = Counter(state.name for state in states)
+    yield from (f"two adapters are named {name!r}" for name, count in sorted(names.items()) if count > 1)
     for state in states:
         found: list[str] = [] if state.name else ["an adapter needs a name"]
         for module, held in state.parameters().items():

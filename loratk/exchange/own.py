@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,7 +70,10 @@ def read_adapters(
             reader.verify()
         read = []
         for name, state in wanted.items():
-            tensors = {_key(module, parameter): reader.array(full) for (module, parameter), full in tree.adapters[name].items()}
+            tensors: dict[str, np.ndarray] = {}
+            for (module, parameter), full in tree.adapters[name].items():
+                array = reader.array(full)
+                tensors[_key(module, parameter)] = array.reshape(_acts_as(state.modules.get(module, {}), parameter, array.shape))
             found += [f"adapter {name!r}: {fault}" for fault in value_faults(tensors) if finite]
             read.append(replace(state, tensors=tensors))
         if found:
@@ -156,7 +160,7 @@ class _Tree:
                 record["rank"] = int(rank)  # some tools know no integers
         shapes: dict[str, dict[str, tuple[int, ...]]] = {module: {} for module in modules}
         for (module, parameter), full in self.adapters[name].items():
-            shapes.setdefault(module, {})[parameter] = self._reader.info(full)[0]
+            shapes.setdefault(module, {})[parameter] = _acts_as(modules.get(module, {}), parameter, self._reader.info(full)[0])
         found = [fault for module, parameters in shapes.items() for fault in module_faults(module, modules.get(module, {}), parameters)]
         config, metadata = {}, {}
         try:
@@ -187,7 +191,10 @@ def _seems(reader: Reader) -> str:
     if "lora/vars/rank" in names:
         return "it seems to be a keras-hub '.lora.h5', which holds LoRA factors by layer number"
     if any("/vars/" in f"/{name}" for name in names):
-        return "it seems to be Keras model weights; an adapter in them is merged or lost"
+        return (
+            "it seems to be Keras model weights, in which LoRA is merged when they are saved: no adapter can be read from them. "
+            "Save one with backbone.save_lora_weights('x.lora.h5'); this file can be the base (--base)"
+        )
     if any("lora" in name.lower() for name in names):
         return (
             f"it holds LoRA tensors in another layout, such as {next(name for name in names if 'lora' in name.lower())!r}; convert it first"
@@ -207,6 +214,16 @@ def _object(strings: Mapping[str, str], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{key} must be a JSON object, found {strings[key]!r}")
     return value
+
+
+def _acts_as(record: Mapping[str, Any], parameter: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a stored parameter is read in: lora_A may lie with the axes of its kernel apart, (*axes, rank), and is (d, rank)."""
+    kernel = record.get("kernel")
+    if parameter != "lora_A" or "experts" in record or not isinstance(kernel, list) or len(shape) < 3:
+        return shape
+    einsum = record.get("layer_type") == "einsum"
+    fits = list(shape[:-1] if einsum else shape[:-2]) == (kernel[:-1] if einsum else kernel)
+    return (math.prod(shape[:-1]), shape[-1]) if fits else shape
 
 
 def _key(module: str, parameter: str) -> str:

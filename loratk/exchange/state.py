@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +46,12 @@ class AdapterState:
             module, _, parameter = key.rpartition(".")
             found.setdefault(module, {})[parameter] = tensor
         return found
+
+
+def dtypes_of(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """The dtypes in which a module's parameters are stored, such as "bfloat16" or "float16+float32"."""
+    marked = record.get("dtypes", {})
+    return "+".join(sorted({marked.get(key, tensor.dtype.name) for key, tensor in tensors.items()}))
 
 
 def module_faults(module: str, record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -101,7 +107,7 @@ def metadata_faults(metadata: Any) -> Iterator[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_size(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, choices, faults
+from ..io.bfloat16 import to_bits, to_float32
 from .configs import config_for
 from .state import AdapterState
 
@@ -18,15 +19,23 @@ Parameters = Mapping[str, np.ndarray]
 
 
 def rebuilt(state: AdapterState, modules: Mapping[str, tuple[Mapping[str, Any], Parameters]]) -> AdapterState:
-    """A state with these modules, each a record and its parameters, in place of its own; its config, where it has one, is made to fit."""
+    """A state with these modules, each a record and its parameters, in place of its own.
+
+    Its config, where it has one, stays if modules, ranks and scalings did, and is else made anew to fit.
+    """
     tensors = {f"{module}.{key}" if module else key: array for module, (_, held) in modules.items() for key, array in held.items()}
     changed = replace(state, tensors=tensors, modules={module: dict(record) for module, (record, _) in modules.items()})
-    if not state.config:
+    if not state.config or _essence(changed) == _essence(state):
         return changed
     try:
         return replace(changed, config=config_for(changed))
     except ConfigError:  # whole modules, experts: what no config can say
         return replace(changed, config={})
+
+
+def _essence(state: AdapterState) -> dict[str, list[Any]]:
+    """What a config says of each module."""
+    return {module: [record.get(key) for key in ("method", "rank", "alpha", "scaling")] for module, record in state.modules.items()}
 
 
 def _modules(state: AdapterState) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
@@ -57,7 +66,7 @@ def rename(states: Sequence[AdapterState], names: Mapping[str, str]) -> list[Ada
     Raises ConfigError that lists each key without effect and each two modules that would have one name.
     """
     paths = sorted({module for state in states for module in state.modules})
-    given = {path: _new_name(path, names) for path in paths}
+    given = {path: new_name(path, names) for path in paths}
     used = {key for key, _ in given.values()}
     found = [f"{key!r} is neither a module nor the beginning of one" for key in names if key not in used]
     owners: dict[str, list[str]] = {}
@@ -70,7 +79,7 @@ def rename(states: Sequence[AdapterState], names: Mapping[str, str]) -> list[Ada
     return [rebuilt(state, {given[path][1]: held for path, held in _modules(state).items()}) for state in states]
 
 
-def _new_name(path: str, names: Mapping[str, str]) -> tuple[str | None, str]:
+def new_name(path: str, names: Mapping[str, str]) -> tuple[str | None, str]:
     """The key of `names` that decides about a path, or None, and the new path."""
     parts = path.split(".")
     for count in range(len(parts), 0, -1):
@@ -120,8 +129,16 @@ def cast_array(name: str, array: np.ndarray, dtype: str, found: list[str]) -> np
 
 def round_bfloat16(array: np.ndarray) -> np.ndarray:
     """The nearest numbers that bfloat16 has, ties to the even one, as float32."""
-    single = np.ascontiguousarray(array, np.float32)
-    bits = single.view(np.uint32).astype(np.uint64)
-    even = bits + np.uint64(0x7FFF) + ((bits >> np.uint64(16)) & np.uint64(1))
-    rounded = (even & np.uint64(0xFFFF0000)).astype(np.uint32).view(np.float32)
-    return np.where(np.isnan(single), single, rounded)
+    with np.errstate(over="ignore"):
+        single = np.asarray(array, np.float32, order="C")
+    if array.dtype.itemsize > 4:
+        single = _to_odd(array, single)
+    return to_float32(to_bits(single))
+
+
+def _to_odd(array: np.ndarray, single: np.ndarray) -> np.ndarray:
+    """Float64 as float32, with a last bit of 1 where that is not exact, so that rounding once more is right (Boldo & Melquiond 2008)."""
+    bits = single.view(np.uint32)
+    inexact = ~np.isnan(array) & (single != array)
+    bits = bits - (inexact & (np.abs(single) > np.abs(array)))  # towards zero
+    return np.asarray(bits | inexact, np.uint32).view(np.float32)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ConfigError, FormatError, StoreError, UnknownNameError, choices
 from .store import Store, open_binary
 
+_KERAS = b"PK, a Keras model"
 _KNOWN_HEADS = {
+    _KERAS: "a Keras model, in which LoRA is merged when it is saved: no adapter can be read from it. Its weights alone, "
+    "the member 'model.weights.h5' (unzip it), can be a base",
     b"GGUF": "a GGUF file",
-    b"PK\x03\x04": "a zip archive that is no npz (.keras and PyTorch files are such archives)",
+    b"PK\x03\x04": "a zip archive that is no npz; if torch.save wrote it, --from loralib reads an adapter in it",
     b"\x80\x02": "a Python pickle, which loratk never loads",
     b"\x80\x03": "a Python pickle, which loratk never loads",
     b"\x80\x04": "a Python pickle, which loratk never loads",
@@ -59,6 +63,9 @@ def _by_content(path: Path, stores: Mapping[str, Store]) -> Store:
         raise StoreError(f"cannot read '{path}': it is a folder; give the path of a file")
     with open_binary(path) as file:
         head = file.read(16)
+        if head.startswith(b"PK\3\4"):  # a zip archive lists its members at its end
+            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 16), 0))
+            head = _KERAS if b"model.weights.h5" in file.read() else head
     found = [key for key, store in stores.items() if store.sniff(path)]
     if len(found) > 1:
         found = _matches(path, {key: stores[key] for key in found}) or found
