@@ -208,7 +208,7 @@ def bomb_fault(declared: int, stored: int) -> str | None:
 
 def check_known(names: Iterable[str], known: Collection[str]) -> None:
     """Raises UnknownNameError that lists every name which is not known."""
-    known = set(known)
+    known = known if isinstance(known, Mapping) else set(known)  # asked for each array of a file, a set would cost its number squared
     unknown = [name for name in names if name not in known]
     if unknown:
         listed = choices(known) if len(known) <= 20 else f"{len(known)} arrays, among them {choices(sorted(known)[:5])}"
