@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from loratk import LayerType, LoraConfig, Method, build_registry, hookimpl, hookspecs
 from loratk.cli import main
 from loratk.errors import BackendError, PluginError, UnknownNameError
+from loratk.exchange import AdapterFormat
 from loratk.io import StoreBase
 from loratk.lora.layer_types import LinearType
 from loratk.lora.methods import Call, Lora
@@ -213,7 +214,7 @@ def test_every_hook_stands_on_the_page_with_its_signature():
         assert f"| `{hook}` |" in PAGE
 
 
-@pytest.mark.parametrize("kind", [LayerType, Method, Call, StoreBase], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [LayerType, Method, Call, StoreBase, AdapterFormat], ids=lambda kind: kind.__name__)
 def test_every_member_stands_on_the_page_with_its_signature(kind):
     source = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     (shown,) = [node for node in on_the_page().body if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
@@ -250,7 +251,7 @@ def site(tmp_path_factory):
 def test_the_example_passes_its_own_tests(site):
     got = site("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
     assert got.returncode == 0, got.stdout + got.stderr
-    assert re.search(r"^6 passed", got.stdout, re.MULTILINE)
+    assert re.search(r"^7 passed", got.stdout, re.MULTILINE)
 
 
 def test_the_example_is_found_and_can_be_left_out(site):
@@ -258,5 +259,5 @@ def test_the_example_is_found_and_can_be_left_out(site):
         code = f"from loratk import build_registry as b; print(*(k for (_, k), name in b({without}).owners.items() if name == 'example'))"
         return site("-c", code).stdout.strip()
 
-    assert registered([]) == "<class 'loratk_example.conv1d.Conv1d'> loha jsonl"
+    assert registered([]) == "<class 'loratk_example.conv1d.Conv1d'> loha jsonl listing"
     assert registered(["example"]) == ""

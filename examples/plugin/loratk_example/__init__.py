@@ -1,15 +1,17 @@
-"""What this plugin adds to loratk: one layer type, one method, one store."""
+"""What this plugin adds to loratk: one layer type, one method, one store, one format."""
 
 from typing import Any
 
 from loratk import LayerType, Method, hookimpl
+from loratk.exchange import AdapterFormat
 from loratk.io import Store
 
 from .conv1d import Conv1d, Conv1dType
 from .jsonl import JsonLinesStore
+from .listing import ListingFormat
 from .loha import LoHa
 
-__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "LoHa"]
+__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "ListingFormat", "LoHa"]
 
 
 @hookimpl
@@ -28,3 +30,9 @@ def register_methods() -> list[Method]:
 def register_stores() -> list[Store]:
     """JSON lines."""
     return [JsonLinesStore()]
+
+
+@hookimpl
+def register_formats() -> list[AdapterFormat]:
+    """The listing."""
+    return [ListingFormat()]

@@ -1,12 +1,12 @@
 """The contract of each kind ships with loratk; what is left to test is what is this plugin's own."""
 
 import numpy as np
-from loratk_example import Conv1d, Conv1dType, JsonLinesStore, LoHa
+from loratk_example import Conv1d, Conv1dType, JsonLinesStore, ListingFormat, LoHa
 
 from loratk import LoraConfig, LoraModel, ops
 from loratk.nn import Adam
 from loratk.plugins import default_registry
-from loratk.testing import check_layer_type, check_method, check_store
+from loratk.testing import check_format, check_layer_type, check_method, check_store
 
 
 def test_layer_type():
@@ -39,6 +39,10 @@ def test_method_has_more_rank_than_its_factors():
 
 def test_store(tmp_path):
     check_store(JsonLinesStore(), tmp_path)
+
+
+def test_format(tmp_path):
+    check_format(ListingFormat(), tmp_path)
 
 
 def test_all_three_together(tmp_path):
