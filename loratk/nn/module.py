@@ -188,9 +188,8 @@ class Module:
     @property
     def backend(self) -> Backend:
         """Where the parameters are; 'cpu' for a module without any."""
-        for _, parameter in self._arrays():
-            return parameter.backend
-        return get_backend("cpu")
+        parameter = _first(self)
+        return get_backend("cpu") if parameter is None else parameter.backend
 
     def to(self: Self, backend: str | Backend) -> Self:
         """Move all parameters and buffers to another backend, in place."""
@@ -214,6 +213,17 @@ class Module:
         if not lines:
             return f"{type(self).__name__}({self.describe()})"
         return f"{type(self).__name__}({self.describe()}\n  " + "\n  ".join(lines) + "\n)"
+
+
+def _first(module: Module) -> Parameter | None:
+    """The first of all parameters of a tree, without the names that `named_parameters` makes: asked for at every call of a model."""
+    for name, value in vars(module).items():
+        if isinstance(value, Parameter) and name[0] != "_":
+            return value
+    for _, child in module.children():
+        if (found := _first(child)) is not None:
+            return found
+    return None
 
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
