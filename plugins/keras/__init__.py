@@ -1,4 +1,4 @@
-"""Adapters as keras keeps them."""
+"""Adapters as keras-hub keeps them, `.lora.h5`, and one file for loratk and keras-hub both."""
 
 from loratk import hookimpl
 from loratk.exchange import AdapterFormat
@@ -6,5 +6,7 @@ from loratk.exchange import AdapterFormat
 
 @hookimpl
 def register_formats() -> list[AdapterFormat]:
-    """None yet."""
-    return []
+    """The format keras."""
+    from .keras_format import KerasFormat
+
+    return [KerasFormat()]
