@@ -1,12 +1,15 @@
 """Adapters of a model to and from files. The layout is public: docs/format.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, FormatError, StateError, choices, faults
-from ..exchange import AdapterState, read_adapters, write_adapters
+from ..exchange import AdapterState, detect_format, load_adapter, save_adapter
+from ..exchange.stores import StoreFormat
+from ..exchange.transform import rename as renamed
 from .config import LoraConfig
+from .fitting import ModelBase, fitted, record_faults, with_biases
 
 if TYPE_CHECKING:
     from .model import LoraModel
@@ -32,6 +35,9 @@ def adapter_state(model: "LoraModel", adapter: str, metadata: Mapping[str, str] 
                 "alpha": part.alpha,
                 "scaling": part.scaling,
             }
+            weight = layer.layer_type.weight(layer.base)
+            if layer.layer_type.name.startswith("conv") and weight.ndim > 2:
+                record["kernel"] = list(weight.shape[:-2])
             if block:
                 record["columns"] = list(layer.layer_type.blocks(layer.base)[block])
             modules[".".join(piece for piece in (name, block) if piece)] = record
@@ -39,43 +45,69 @@ def adapter_state(model: "LoraModel", adapter: str, metadata: Mapping[str, str] 
     return AdapterState(adapter, config, tensors, modules, model.fingerprint(), dict(metadata or {}))
 
 
-def save(model: "LoraModel", path: str | Path, *, adapters: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> None:
-    """Write adapters (a name, names, or all if none are named) to one file, its format by suffix; `metadata` is kept with each of them.
+def save(
+    model: "LoraModel",
+    path: str | Path,
+    *,
+    adapters: Sequence[str] | str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    format: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write adapters (a name, names, or all if none are named) to one file or folder, and return what was decided on the way.
 
-    Atomic: after an error or an interruption the old file, if there was one, is still there, whole.
+    The format is that of the suffix unless one is named; `options` are its own. `metadata` is kept with each adapter. `rename` gives
+    modules other paths, as in `exchange.transform.rename`. Raises ConfigError for what the format cannot hold. After an error or an
+    interruption the old file, if there was one, is still there, whole.
     """
     names = list(model.adapters if adapters is None else _as_names(adapters))
     if not names:
         raise StateError("There is no adapter to save.")
-    write_adapters(path, [adapter_state(model, name, metadata) for name in names], stores=model.registry.stores)
+    states = [adapter_state(model, name, metadata) for name in names]
+    states = renamed(states, rename) if rename else states
+    base = ModelBase(model, rename, outward=True)
+    return save_adapter(path, states, format=format, base=base, options=options, registry=model.registry)
 
 
-def load(model: "LoraModel", path: str | Path, *, adapters: Sequence[str] | None = None, check_base: bool = True) -> list[str]:
-    """Add adapters of a file (a name, names, or all if none are named) to a model, not active yet, and return their names.
+def load(
+    model: "LoraModel",
+    path: str | Path,
+    *,
+    adapters: Sequence[str] | str | None = None,
+    check_base: bool = True,
+    format: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    allow_missing: Collection[str] = (),
+) -> list[str]:
+    """Add adapters of a file or folder (a name, names, or all if none are named) to a model, not active yet; returns their names.
 
-    Raises FormatError, listing every fault, if an adapter was made for another base (`check_base=False` takes it if its
-    shapes fit) or its arrays do not fit this model; no adapter is added then.
+    The format is found by the content unless one is named; `rename`, `options` and `allow_missing` are those of
+    `exchange.load_adapter`, whose notes tell what it decides. Raises FormatError, listing every fault, if an adapter was made for another
+    base (`check_base=False` takes it if its shapes fit) or its arrays do not fit this model; no adapter is added then.
     """
-    states = read_adapters(path, names=None if adapters is None else _as_names(adapters), stores=model.registry.stores)
-    if not states:
+    found_format = detect_format(path, format=format, registry=model.registry).format
+    reading = load_adapter(
+        path, format=found_format.name, adapters=None if adapters is None else _as_names(adapters), base=ModelBase(model, rename),
+        options=options, allow_missing=allow_missing, rename=rename, registry=model.registry,
+    )  # fmt: skip
+    if not reading.states:
         raise FormatError(f"There is no adapter in {str(path)!r}.")
-    taken = [state.name for state in states if state.name in model.adapters]
+    taken = [state.name for state in reading.states if state.name in model.adapters]
     if taken:
         raise StateError(f"The model has an adapter {choices(taken)} already; remove_adapter() it first, or choose others with adapters=.")
     mine, found = model.fingerprint(), []
-    for state in states:
+    for state in reading.states:
         if check_base and state.fingerprint and state.fingerprint != mine:
             found.append(
                 f"adapter {state.name!r} was made for another base: fingerprint {state.fingerprint[:12]}..., this base has {mine[:12]}...; "
                 "build the base it was trained on, or pass check_base=False if you know that it fits"
             )
     added: list[str] = []
-    for state in states:
+    for state in reading.states:
         try:
-            model.add_adapter(state.name, _config(state), check_rank=False)
-            added.append(state.name)
-            found += [f"adapter {state.name!r}: {fault}" for fault in _record_faults(model, state)]
-            model.load_state(state.tensors, state.name)
+            _add(model, state, added, found, own=isinstance(found_format, StoreFormat) and bool(state.config))
         except (ConfigError, FormatError) as error:
             found.append(f"adapter {state.name!r}: {error}")
     if found:
@@ -85,20 +117,27 @@ def load(model: "LoraModel", path: str | Path, *, adapters: Sequence[str] | None
     return added
 
 
+def _add(model: "LoraModel", state: AdapterState, added: list[str], found: list[str], *, own: bool) -> None:
+    """Add one adapter; `own` is whether loratk wrote it, with its config."""
+    state = state if own else fitted(model, state)
+    model.add_adapter(state.name, LoraConfig.from_dict(state.config), check_rank=False)
+    added.append(state.name)
+    want = adapter_state(model, state.name).modules
+    wrong = _record_faults(want, state.modules) if own else record_faults(model, want, state.modules)
+    found += [f"adapter {state.name!r}: {fault}" for fault in wrong]
+    model.load_state((state if own else with_biases(state, model.state(state.name))).tensors, state.name)
+
+
 def _as_names(adapters: Sequence[str]) -> Sequence[str]:
     """A single name as a list of it: a string is a sequence of strings too."""
     return [adapters] if isinstance(adapters, str) else adapters
 
 
-def _config(state: AdapterState) -> LoraConfig:
-    return LoraConfig.from_dict(state.config)
-
-
-def _record_faults(model: "LoraModel", state: AdapterState) -> list[str]:
+def _record_faults(want: Mapping[str, Mapping[str, Any]], got: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where the file's record of a layer says otherwise than the model that was built from its config."""
-    want, found = adapter_state(model, state.name).modules, []
-    for name in want.keys() & state.modules.keys():
-        for key in want[name].keys() & state.modules[name].keys():
-            if want[name][key] != state.modules[name][key]:
-                found.append(f"{name!r}: the file says {key} = {state.modules[name][key]!r}, its config makes it {want[name][key]!r}")
-    return sorted(found)
+    return sorted(
+        f"{name!r}: the file says {key} = {got[name][key]!r}, its config makes it {want[name][key]!r}"
+        for name in want.keys() & got.keys()
+        for key in want[name].keys() & got[name].keys()
+        if want[name][key] != got[name][key]
+    )

@@ -351,17 +351,28 @@ class LoraModel(Module):
         for name, parameter in mine.items():
             parameter.assign(arrays[name])
 
-    def save(self, path: str | Path, *, adapters: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> None:
-        """Write adapters (a name, names, or all) to one file; see `loratk.lora.files.save`."""
-        files.save(self, path, adapters=adapters, metadata=metadata)
+    def save(
+        self,
+        path: str | Path,
+        *,
+        adapters: Sequence[str] | str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        format: str | None = None,
+        rename: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Write adapters (a name, names, or all) to one file or folder of any format; see `loratk.lora.files.save`."""
+        return files.save(self, path, adapters=adapters, metadata=metadata, format=format, rename=rename, options=options)
 
-    def load(self, path: str | Path, *, adapters: Sequence[str] | None = None, check_base: bool = True) -> list[str]:
-        """Add adapters of a file (a name, names, or all), not active yet; see `loratk.lora.files.load`."""
-        return files.load(self, path, adapters=adapters, check_base=check_base)
+    def load(self, path: str | Path, *, adapters: Sequence[str] | str | None = None, check_base: bool = True, **how: Any) -> list[str]:
+        """Add adapters of a file or folder of any format (a name, names, or all), not active yet; see `loratk.lora.files.load`."""
+        return files.load(self, path, adapters=adapters, check_base=check_base, **how)
 
     @classmethod
-    def from_file(cls, module: Module, path: str | Path, *, check_base: bool = True, registry: Registry | None = None) -> "LoraModel":
-        """Freeze a module and give it the adapters of a file, all active."""
+    def from_file(
+        cls, module: Module, path: str | Path, *, check_base: bool = True, registry: Registry | None = None, **how: Any
+    ) -> "LoraModel":
+        """Freeze a module and give it the adapters of a file or folder of any format, all active; arguments as for `load`."""
         model = cls(module, registry=registry)
-        model.set_active(model.load(path, check_base=check_base))
+        model.set_active(model.load(path, check_base=check_base, **how))
         return model

@@ -1,0 +1,389 @@
+"""PEFT takes the adapters that loratk writes, loratk takes those that PEFT writes, and both then compute the same."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; these tests compare with it")
+peft = pytest.importorskip("peft", reason="PEFT is not installed; these tests compare with it")
+
+from torch import nn  # noqa: E402
+
+from loratk import AdapterState, LoraConfig, LoraModel, load_adapter, ops, save_adapter  # noqa: E402
+from loratk.convert import export_merged  # noqa: E402
+from loratk.exchange.factors import dense_update  # noqa: E402
+from loratk.nn import Conv2d, Embedding, Linear, Module  # noqa: E402
+
+LORA = peft.LoraConfig
+ALL = ("embedding", "conv", "fc1", "fc2", "head")
+
+
+class Block(Module):
+    def __init__(self, rng):
+        self.fc1, self.fc2 = Linear(5, 7, rng=rng), Linear(7, 4, bias=False, rng=rng)
+
+    def forward(self, x):
+        return self.fc2(ops.relu(self.fc1(x)))
+
+
+class Ours(Module):
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.embedding, self.conv = Embedding(11, 6, rng=rng), Conv2d(6, 5, 3, padding=1, rng=rng)
+        self.block, self.head = Block(rng), Linear(4, 3, rng=rng)
+
+    def forward(self, index):
+        return self.head(self.block(self.conv(self.embedding(index))))
+
+
+class TorchBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(5, 7), nn.Linear(7, 4, bias=False)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+class Theirs(nn.Module):
+    """The same network with the same weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.conv, self.block, self.head = nn.Embedding(11, 6), nn.Conv2d(6, 5, 3, padding=1), TorchBlock(), nn.Linear(4, 3)
+        self.load_state_dict({name: torch.from_numpy(array) for name, array in output_first(Ours().state_dict()).items()})
+
+    def forward(self, index):
+        x = self.conv(self.embedding(index).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.head(self.block(x))
+
+
+def output_first(arrays):
+    """loratk's arrays as torch keeps them."""
+    axes = {"conv.weight": (3, 2, 0, 1), "embedding.weight": (0, 1)}
+    return {
+        name: np.ascontiguousarray(array.transpose(axes.get(name, (1, 0))) if array.ndim > 1 else array) for name, array in arrays.items()
+    }
+
+
+INDEX = np.random.default_rng(1).integers(0, 11, (2, 4, 5))
+
+
+def close(got, want, tolerance=1e-5):
+    got, want = (x.detach().float().numpy() if isinstance(x, torch.Tensor) else x for x in (got, want))
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
+
+
+def moved(model):
+    """The model with random numbers in all that PEFT trains."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, dtype=parameter.dtype))
+    return model
+
+
+def random_model(config, **how):
+    rng = np.random.default_rng(2)
+    model = LoraModel.adapt(Ours(), config, **how)
+    for name in model.adapters:
+        model.load_state({key: rng.standard_normal(array.shape).astype(np.float32) for key, array in model.state(name).items()}, name)
+    return model
+
+
+def peft_save(model, path):
+    with warnings.catch_warnings(action="ignore"):  # about biases, and models that are not on a hub
+        model.save_pretrained(path)
+
+
+def peft_load(model, path, **how):
+    """PEFT's model with an adapter; a warning that keys are missing is an error."""
+    with warnings.catch_warnings(action="error"):
+        return peft.PeftModel.from_pretrained(model, path, **how)
+
+
+# PEFT loads what loratk writes
+
+EXPORTS = {
+    "linear": LoraConfig(rank=2, alpha=3),
+    "every layer": LoraConfig(rank=2, alpha=3, targets=ALL),
+    "one of several": LoraConfig(rank=2, alpha=3, targets="fc2"),
+    "dora": LoraConfig(rank=2, alpha=3, targets=ALL, method="dora"),
+    "rslora": LoraConfig(rank=3, alpha=3, targets=ALL, rslora=True),
+    "patterns": LoraConfig(rank=2, alpha=3, targets=ALL, rank_pattern={"*.fc?": 4, "conv": 3}, alpha_pattern={"head": 1, "fc1": 0.7}),
+    "rslora and patterns": LoraConfig(rank=2, alpha=3, rslora=True, rank_pattern={"fc1": 4}, alpha_pattern={"head": 1}),
+    "dora and patterns": LoraConfig(rank=2, alpha=3, method="dora", rank_pattern={"fc1": 4}, alpha_pattern={"head": 1}),
+    "bias of adapted layers": LoraConfig(rank=2, alpha=3, targets=("fc1", "conv", "fc2"), bias="lora_only"),
+    "every bias": LoraConfig(rank=2, alpha=3, targets=("fc1",), bias="all"),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_peft_computes_the_same_with_our_files(name, tmp_path):
+    model = random_model(EXPORTS[name])
+    model.save(tmp_path / "x", format="peft")
+    theirs = peft_load(Theirs(), tmp_path / "x")
+    close(theirs(torch.from_numpy(INDEX)), model(INDEX).numpy())
+    wrapped = {path for path, module in theirs.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    assert wrapped == {layer for layer, held in model.layers.items() if held.adapter("default").blocks()}
+
+
+def test_several_adapters_go_to_peft(tmp_path):
+    model = random_model(LoraConfig(rank=2, alpha=3, targets="fc1"))
+    model.add_adapter("lora", LoraConfig(rank=1, alpha=4, targets=("conv", "fc2")))
+    rng = np.random.default_rng(4)
+    model.load_state({name: rng.standard_normal(array.shape).astype(np.float32) for name, array in model.state("lora").items()}, "lora")
+    model.save(tmp_path / "x", format="peft")
+    theirs = peft_load(Theirs(), tmp_path / "x")
+    with warnings.catch_warnings(action="ignore"):  # PEFT likes no adapter named "lora"
+        theirs.load_adapter(tmp_path / "x" / "lora", adapter_name="lora")
+    for name in ("default", "lora"):
+        theirs.set_adapter(name)
+        model.set_active(name)
+        close(theirs(torch.from_numpy(INDEX)), model(INDEX).numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_goes_to_peft(dtype, tmp_path):
+    from loratk.exchange.transform import cast
+
+    random_model(LoraConfig(rank=2, alpha=3, targets=ALL)).save(tmp_path / "x", format="peft")
+    states = cast(load_adapter(tmp_path / "x").states, dtype)
+    save_adapter(tmp_path / "y", states, format="peft")
+    theirs = peft_load(Theirs(), tmp_path / "y", autocast_adapter_dtype=False)
+    ours = LoraModel.from_file(Ours(), tmp_path / "y")
+    close(theirs(torch.from_numpy(INDEX)), ours(INDEX).numpy())
+    from safetensors.torch import load_file
+
+    assert {tensor.dtype for tensor in load_file(tmp_path / "y" / "adapter_model.safetensors").values()} == {getattr(torch, dtype)}
+
+
+def test_lora_bias_and_whole_modules_go_to_peft(tmp_path):
+    config = LORA(r=2, lora_alpha=3, target_modules=["fc1", "conv"], lora_bias=True, modules_to_save=["head"])
+    model = moved(peft.get_peft_model(Theirs(), config))
+    peft_save(model, tmp_path / "x")
+    save_adapter(tmp_path / "y", load_adapter(tmp_path / "x").states, format="peft")
+    close(peft_load(Theirs(), tmp_path / "y")(torch.from_numpy(INDEX)), model(torch.from_numpy(INDEX)))
+
+
+# loratk loads what PEFT writes
+
+IMPORTS = {
+    "linear": LORA(r=2, lora_alpha=3, target_modules="all-linear"),
+    "every layer": LORA(r=2, lora_alpha=3, target_modules=list(ALL)),
+    "dora": LORA(r=2, lora_alpha=3, target_modules=list(ALL), use_dora=True),
+    "rslora": LORA(r=3, lora_alpha=3, target_modules=list(ALL), use_rslora=True),
+    "patterns": LORA(
+        r=2, lora_alpha=3, target_modules=r".*(fc\d|conv|head)", rank_pattern={r"fc\d": 4}, alpha_pattern={"^head": 1, "fc1|conv": 5}
+    ),
+    "lora_bias": LORA(r=2, lora_alpha=3, target_modules=["fc1", "conv"], lora_bias=True),
+    "bias of adapted layers": LORA(r=2, lora_alpha=3, target_modules=["fc1", "conv", "fc2"], bias="lora_only"),
+    "every bias": LORA(r=2, lora_alpha=3, target_modules=["fc1"], bias="all"),
+    "excluded": LORA(r=2, lora_alpha=3, target_modules=["fc1", "fc2", "head"], exclude_modules=["block.fc2"]),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_loratk_computes_the_same_with_peft_s_files(name, tmp_path):
+    model = moved(peft.get_peft_model(Theirs(), IMPORTS[name]))
+    peft_save(model, tmp_path / "x")
+    how = {"allow_missing": ["fc2"]} if name == "excluded" else {}
+    close(LoraModel.from_file(Ours(), tmp_path / "x", **how)(INDEX).numpy(), model(torch.from_numpy(INDEX)))
+
+
+def test_several_adapters_of_peft(tmp_path):
+    model = peft.get_peft_model(Theirs(), LORA(r=2, target_modules=["fc1"]))
+    with warnings.catch_warnings(action="ignore"):  # PEFT likes no adapter named "lora"
+        model.add_adapter("lora", LORA(r=3, target_modules=["fc2", "conv"]))
+    model.add_adapter("default2", LORA(r=1, target_modules=["head"]))
+    for name in model.peft_config:
+        model.set_adapter(name)
+        moved(model)
+    peft_save(model, tmp_path / "x")
+    ours = LoraModel(Ours())
+    assert sorted(ours.load(tmp_path / "x")) == sorted(model.peft_config)
+    for name in model.peft_config:
+        model.set_adapter(name)
+        ours.set_active(name)
+        close(ours(INDEX).numpy(), model(torch.from_numpy(INDEX)))
+
+
+def test_bfloat16_of_peft(tmp_path):
+    model = moved(peft.get_peft_model(Theirs(), LORA(r=2, target_modules=list(ALL))))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.bfloat16()
+    peft_save(model, tmp_path / "x")
+    close(LoraModel.from_file(Ours(), tmp_path / "x")(INDEX).numpy(), peft_load(Theirs(), tmp_path / "x")(torch.from_numpy(INDEX)))
+    save_adapter(tmp_path / "y", load_adapter(tmp_path / "x").states, format="peft")
+    assert (tmp_path / "y" / "adapter_model.safetensors").read_bytes() == (tmp_path / "x" / "adapter_model.safetensors").read_bytes()
+
+
+def test_whole_modules_of_peft_in_merged_weights(tmp_path):
+    from loratk.io import SafetensorsStore
+
+    config = LORA(r=2, lora_alpha=3, target_modules=["fc1", "conv"], modules_to_save=["head"], bias="lora_only")
+    model = moved(peft.get_peft_model(Theirs(), config))
+    peft_save(model, tmp_path / "x")
+    SafetensorsStore().write(tmp_path / "base.safetensors", output_first(Ours().state_dict()), {"format": "pt"})
+    export_merged(tmp_path / "x", tmp_path / "base.safetensors", tmp_path / "merged.safetensors")
+    arrays = SafetensorsStore().read(tmp_path / "merged.safetensors").arrays
+    net = Theirs()
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    close(net(torch.from_numpy(INDEX)), model(torch.from_numpy(INDEX)))
+
+
+# Layers that loratk does not run
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate_up, self.down = nn.Parameter(torch.randn(3, 10, 6)), nn.Parameter(torch.randn(3, 6, 5))
+
+
+class Others(nn.Module):
+    def __init__(self):
+        from transformers.pytorch_utils import Conv1D
+
+        super().__init__()
+        self.c1, self.c3, self.grouped, self.gpt = nn.Conv1d(6, 8, 3), nn.Conv3d(2, 4, 2), nn.Conv2d(4, 8, 3, groups=2), Conv1D(5, 6)
+        self.attn, self.experts = nn.MultiheadAttention(8, 2), Experts()
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [
+        ("c1", LORA(r=3, lora_alpha=5, target_modules=["c1"])),
+        ("c3", LORA(r=3, lora_alpha=5, target_modules=["c3"])),
+        ("gpt", LORA(r=3, lora_alpha=5, target_modules=["gpt"], fan_in_fan_out=True)),
+        ("experts.gate_up", LORA(r=2, lora_alpha=5, target_modules=[], target_parameters=["experts.gate_up", "experts.down"])),
+        ("experts.down", LORA(r=2, lora_alpha=5, target_modules=[], target_parameters=["experts.gate_up", "experts.down"])),
+        ("attn", LORA(r=2, lora_alpha=5, target_modules=["attn"])),
+        ("attn.out_proj", LORA(r=2, lora_alpha=5, target_modules=["attn"], alpha_pattern={"attn": 3})),
+    ],
+)
+def test_updates_are_those_of_peft_both_ways(module, config, tmp_path):
+    torch.manual_seed(0)
+    base = Others()
+    weights = {name: value.clone() for name, value in base.state_dict().items()}
+    model = moved(peft.get_peft_model(base, config))
+    peft_save(model, tmp_path / "x")
+    reading = load_adapter(tmp_path / "x")
+    got = dense_update(reading.states[0].modules[module], reading.states[0].parameters()[module])
+    paths = {"experts.gate_up": "experts.base_layer", "experts.down": "experts", "attn.out_proj": "attn.base_layer.out_proj"}
+    want = model.base_model.model.get_submodule(paths.get(module, module)).get_delta_weight("default").detach().numpy()
+    if module.startswith("experts"):
+        want = want.transpose(0, 2, 1)
+    elif module != "gpt":  # kept input first
+        want = want.reshape(*want.shape[:2], -1).transpose(2, 1, 0).reshape(-1, want.shape[0])
+    close(got, want)
+    save_adapter(tmp_path / "y", reading.states, format="peft")
+    again = Others()
+    again.load_state_dict(weights)
+    theirs = peft_load(again, tmp_path / "y")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_a_grouped_convolution_both_ways(tmp_path):
+    """PEFT's A takes all channels and its B is grouped: together a convolution without groups."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings(action="ignore"):  # that it cannot be merged
+        model = moved(peft.get_peft_model(Others(), LORA(r=4, lora_alpha=3, target_modules=["grouped"])))
+    layer = model.base_model.model.grouped
+    peft_save(model, tmp_path / "x")
+    state = load_adapter(tmp_path / "x").states[0]
+    update = dense_update(state.modules["grouped"], state.parameters()["grouped"])
+    kernel = torch.from_numpy(update.reshape(3, 3, 4, 8).transpose(3, 2, 0, 1).astype(np.float32))
+    x = torch.randn(2, 4, 6, 6)
+    close(layer.base_layer(x) + nn.functional.conv2d(x, kernel), layer(x))
+    save_adapter(tmp_path / "y", state, format="peft")
+    assert (tmp_path / "y" / "adapter_model.safetensors").read_bytes() == (tmp_path / "x" / "adapter_model.safetensors").read_bytes()
+
+
+METHODS = {
+    "adalora": peft.AdaLoraConfig(init_r=3, target_modules=["fc1", "fc2"], total_step=10),
+    "vera": peft.VeraConfig(r=3, target_modules=["fc1", "fc2"]),
+    "loha": peft.LoHaConfig(r=3, target_modules=["fc1", "conv"], use_effective_conv2d=True, alpha_pattern={"conv": 2}),
+    "lokr": peft.LoKrConfig(r=1, target_modules=["fc1", "conv"]),
+    "lokr of whole matrices": peft.LoKrConfig(r=8, target_modules=["fc1", "conv"]),
+    "ia3": peft.IA3Config(target_modules=["fc1", "head"], feedforward_modules=["head"]),
+    "tokens": LORA(r=2, target_modules=["fc1"], trainable_token_indices={"embedding": [1, 7]}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_other_methods_come_back_to_peft(name, tmp_path):
+    model = moved(peft.get_peft_model(Theirs(), METHODS[name]))
+    peft_save(model, tmp_path / "x")
+    save_adapter(tmp_path / "y", load_adapter(tmp_path / "x").states, format="peft")
+    close(peft_load(Theirs(), tmp_path / "y")(torch.from_numpy(INDEX)), model(torch.from_numpy(INDEX)))
+
+
+def test_adalora_after_its_ranks_were_cut(tmp_path):
+    model = peft.get_peft_model(Theirs(), peft.AdaLoraConfig(init_r=4, target_r=2, target_modules=["fc1", "fc2"], total_step=10))
+    moved(model)
+    model.peft_config["default"].rank_pattern = {f"block.{name}.lora_E.default": [True, False, True, False] for name in ("fc1", "fc2")}
+    peft_save(model, tmp_path / "x")
+    state = load_adapter(tmp_path / "x").states[0]
+    assert state.modules["block.fc1"]["rank"] == 2
+    save_adapter(tmp_path / "y", state, format="peft")
+    with warnings.catch_warnings(action="ignore"):  # about its own rank_pattern
+        one, two = (peft.PeftModel.from_pretrained(Theirs(), tmp_path / folder) for folder in "xy")
+    close(two(torch.from_numpy(INDEX)), one(torch.from_numpy(INDEX)))
+    held, scaling = state.parameters()["block.fc1"], state.modules["block.fc1"]["scaling"]
+    update = held["adalora_B"] @ (held["adalora_A"] * held["adalora_E"]) * scaling
+    close(update, one.base_model.model.block.fc1.get_delta_weight("default"))
+
+
+# The files themselves
+
+
+def test_the_same_bytes_and_a_config_that_peft_reads_without_a_warning(tmp_path):
+    config = LORA(r=2, lora_alpha=3, target_modules=["fc1", "fc2"], revision="main", lora_dropout=0.1, alpha_pattern={"fc1": 5})
+    model = moved(peft.get_peft_model(Theirs(), config))
+    peft_save(model, tmp_path / "x")
+    save_adapter(tmp_path / "y", load_adapter(tmp_path / "x").states, format="peft")
+    one, two = ((tmp_path / folder / "adapter_model.safetensors").read_bytes() for folder in "xy")
+    assert one == two
+    with warnings.catch_warnings(action="error"):
+        got = peft.PeftConfig.from_pretrained(tmp_path / "y")
+    want = peft.PeftConfig.from_pretrained(tmp_path / "x")
+    left, right = ({key: value for key, value in config.to_dict().items() if key != "auto_mapping"} for config in (got, want))
+    assert {**left, "alpha_pattern": {}, "lora_alpha": 0} == {**right, "alpha_pattern": {}, "lora_alpha": 0}
+
+
+def test_suffixes_mean_just_the_adapted_layers(tmp_path):
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([TorchBlock() for _ in range(3)])
+            self.fc1 = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return x
+
+    class Names:
+        path = "base"
+
+        def modules(self):
+            return [name for name, module in Deep().named_modules() if hasattr(module, "weight")]
+
+    paths = [f"layers.{layer}.{name}" for layer in range(3) for name in ("fc1", "fc2")]
+    shapes = {"fc1": (5, 7), "fc2": (7, 4)}
+    for chosen in (paths, paths[:2], paths[1::2], [*paths[::2], "fc1"], ["fc1"], paths[:1]):
+        tensors, modules = {}, {}
+        for path in chosen:
+            d, k = (2, 2) if path == "fc1" else shapes[path[-3:]]
+            tensors |= {f"{path}.lora_A": np.ones((d, 2), np.float32), f"{path}.lora_B": np.ones((2, k), np.float32)}
+            modules[path] = {"method": "lora", "layer_type": "linear", "shape": [d, k], "rank": 2, "alpha": 2.0, "scaling": 1.0}
+        save_adapter(tmp_path / "x", AdapterState("default", {}, tensors, modules), format="peft", base=Names())
+        model = peft_load(Deep(), tmp_path / "x")
+        assert {path for path, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")} == set(chosen)
