@@ -102,9 +102,9 @@ def _remove_leavings(target: Path) -> None:
 
 
 def _left(target: Path) -> str:
-    if target.exists():
+    if os.path.exists(target):  # Path.exists raises where a folder may not be looked into
         return "the file that was there is untouched"
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         return f"there is no folder '{target.parent}': make it first"
     return "nothing was written: check the folder's permissions and free space"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,8 @@ def parse_header(text: bytes, room: int, path: object) -> tuple[dict[str, str], 
         record = json.loads(text.decode(), object_pairs_hook=lambda pairs: _unique(pairs, found), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         found.append(f"its header is no JSON in UTF-8: {error if isinstance(error, ValueError) else 'nested too deeply'}")
-    metadata = record.pop(METADATA, {})
+    metadata = record.pop(METADATA, None)
+    metadata = {} if metadata is None else metadata  # MLX writes null where it has none, and the reference reads that
     if not isinstance(metadata, dict) or not all(is_text(text) for pair in metadata.items() for text in pair):
         found.append(f"its {METADATA} must hold text only, found {_shown(metadata)}")
     entries: dict[str, Entry] = {}
@@ -133,8 +135,8 @@ def _gaps(entries: Mapping[str, Entry], room: int) -> Iterator[str]:
 def _unique(pairs: list[tuple[str, Any]], found: list[str]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        keys = [key for key, _ in pairs]
-        found += [f"its header has the key {_shown(key)} twice" for key in record if keys.count(key) > 1]
+        counts = Counter(key for key, _ in pairs)
+        found += [f"its header has the key {_shown(key)} twice" for key, count in counts.items() if count > 1]
     return record
 
 

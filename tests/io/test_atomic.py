@@ -224,6 +224,19 @@ def test_a_read_only_folder(target):
         target.parent.chmod(0o700)
 
 
+def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
+    real = Path.stat
+
+    def stat(self, **options):
+        if self.name == "file":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(StoreError, match="Permission denied"), atomic_file(tmp_path / "file"):
+        pass
+
+
 def test_a_folder_or_a_missing_one_as_target(tmp_path):
     with pytest.raises(StoreError, match="is a folder"), atomic_file(tmp_path):
         pass
