@@ -26,9 +26,10 @@ class AdapterState:
     The record of a module: `method`; `layer_type` (linear, embedding, conv1d, conv2d, conv3d, einsum); `shape` [d, k]; `rank`, `alpha` and
     `scaling`, the factor to apply. Where they apply also: `alpha_source`, where alpha came from; `columns` [start, stop] of a block of a
     fused projection, which is named after it; `kernel`, for a convolution its window [kh, kw], with d counted as (kh, kw, channels of a
-    group), for einsum the shape of the whole kernel; `groups` of a convolution, whose lora_B is (r / groups, k); `experts` E, with all
-    parameters under a leading axis of that length; `orientation`, "torch" (output first) for `full`, `diff` and methods whose parameters
-    are kept as in the source; `dtypes`, {parameter: "bfloat16"} for numbers stored in a dtype that NumPy lacks, float32 here.
+    group), for einsum the shape of the whole kernel, beside its `equation` where known; `groups` of a convolution, whose lora_B is
+    (r / groups, k); `experts` E, with all parameters under a leading axis of that length; `orientation`, "torch" (output first) for `full`,
+    `diff` and methods whose parameters are kept as in the source; `dtypes`, {parameter: "bfloat16"} for numbers stored in a dtype that
+    NumPy lacks, float32 here.
     """
 
     name: str

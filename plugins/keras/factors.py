@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from loratk.errors import FormatError
+from loratk.io.store import bomb_fault
 
 from .einsum import axes_of, from_linear, to_linear
 from .layers import Layer
@@ -57,6 +58,10 @@ def linear_of(record: Mapping[str, Any], lora_a: np.ndarray, lora_b: np.ndarray,
     kernel = record["kernel"]
     if axes.count != len(kernel):
         raise FormatError(f"the equation {equation!r} does not fit its kernel {kernel}")
+    d, k = axes.sizes(kernel)
+    rank = lora_a.size // d  # of all heads together
+    if (fault := bomb_fault((d + k) * rank * lora_b.itemsize, lora_a.nbytes + lora_b.nbytes)) is not None:
+        raise FormatError(f"as a linear layer its kernel {kernel} {fault}")
     lora_a, lora_b = to_linear(axes, lora_a.reshape(*kernel[:-1], -1), lora_b)
     new = {key: value for key, value in record.items() if key != "kernel"}
     new |= {"layer_type": "linear", "shape": [len(lora_a), lora_b.shape[1]], "rank": len(lora_b)}
@@ -106,7 +111,11 @@ def einsum_of(lora_a: np.ndarray, lora_b: np.ndarray, equation: str, kernel: Seq
     axes = axes_of(equation)
     if axes.count != len(kernel) or axes.sizes(kernel) != (len(lora_a), lora_b.shape[1]):
         raise FormatError(f"a weight ({len(lora_a)}, {lora_b.shape[1]}) does not fit the kernel {list(kernel)} of {equation!r}")
-    a, b, values = from_linear(axes, kernel, lora_a, lora_b)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            a, b, values = from_linear(axes, kernel, lora_a, lora_b)
+    except np.linalg.LinAlgError as error:  # products beyond what float64 holds
+        raise FormatError(f"its nearest factors for the kernel {list(kernel)} cannot be computed: {error}") from error
     if values is None:
         return a, b, None
     rank = max(int(np.count_nonzero(values > _SMALLEST * values[0])), 1)

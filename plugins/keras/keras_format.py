@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,8 @@ from .placing import place
 from .reading import adapter_name, read_file
 from .writing import write_dual, write_plain
 
+READING, WRITING = ("names", "einsum", "three_axes"), ("head_dim", "rank", "dual")
+"""Options of one direction."""
 TRUTHS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
@@ -62,7 +65,8 @@ class KerasFormat(AdapterFormat):
 
     def read(self, path: Path, request: Request) -> Reading:
         """The adapter in the file."""
-        return read_file(path, request, self._asked(request))
+        reading = read_file(path, request, self._asked(request))
+        return replace(reading, notes=[*reading.notes, *_idle(request, WRITING, "reading")])
 
     def write(self, path: Path, states: Sequence[AdapterState], request: Request) -> list[str]:
         """Write one adapter as a `.lora.h5`, or as the dual file."""
@@ -71,7 +75,8 @@ class KerasFormat(AdapterFormat):
         placed, notes = place(state, options, bake=request.bake)
         if not placed:
             raise ConfigError(f"the adapter {state.name!r} has no factors to write")
-        return notes + (write_dual if options["dual"] else write_plain)(path, state, placed)
+        notes += (write_dual if options["dual"] else write_plain)(path, state, placed)
+        return [*notes, *_idle(request, READING, "writing")]
 
     def _asked(self, request: Request) -> dict[str, Any]:
         """All options with their values, those from the command line as what they mean."""
@@ -83,6 +88,10 @@ class KerasFormat(AdapterFormat):
         if (dual := str(asked["dual"]).lower()) not in TRUTHS:
             raise ConfigError(f"the option dual must be yes or no, found {asked['dual']!r}")
         return asked | {"dual": TRUTHS[dual]}
+
+
+def _idle(request: Request, names: Collection[str], what: str) -> list[str]:
+    return [f"the option {name} has no effect on {what}" for name in names if name in request.options]
 
 
 def _whole(name: str, value: Any) -> int | None:

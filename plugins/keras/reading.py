@@ -77,6 +77,8 @@ class Einsum:
         asked, names = options["einsum"], options["names"]
         if names not in ("keras", "hf"):
             raise ConfigError(f"the option names must be 'keras' or 'hf', found {names!r}")
+        if names == "hf" and options["family"] is None:
+            raise ConfigError("names=hf gives the names of a family: say which with family=")
         if asked == "keep" and names == "hf":
             raise ConfigError("names=hf needs einsum=linear: transformers has plain matrices there")
         self.linear = asked not in (None, "keep") or names == "hf"

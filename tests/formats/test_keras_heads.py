@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras_files import GEMMA, HF, OUTPUT, QUERY, loaded, module, pair, state_of, updates, written
 
-from loratk.errors import ConfigError
+from loratk.errors import ConfigError, FormatError
 from loratk.exchange import load_adapter, save_adapter
 
 EQUATIONS = {
@@ -109,6 +109,8 @@ def test_any_einsum_kernel_survives_being_linear(tmp_path_factory, heads, d, siz
 def test_what_is_needed_to_make_heads_linear(tmp_path):
     with pytest.raises(ConfigError, match=r"(?s)layer 8: which axes of its kernel \[2, 12, 6\] are inputs is not known.*layer 21"):
         load_adapter(GEMMA, options={"einsum": "linear"})
+    with pytest.raises(ConfigError, match="say which with family="):
+        load_adapter(GEMMA, options={"names": "hf"})
     with pytest.raises(ConfigError, match="names=hf needs einsum=linear"):
         load_adapter(GEMMA, options=HF | {"einsum": "keep"})
     for wrong, said in {
@@ -124,3 +126,25 @@ def test_what_is_needed_to_make_heads_linear(tmp_path):
     for option in ({"names": "us"}, {"three_axes": "dense"}, {"head_dim": "0"}, {"rank": 1.5}, {"dual": "maybe"}):
         with pytest.raises(ConfigError, match=f"the option {next(iter(option))} must be"):
             load_adapter(GEMMA, options=option)
+
+
+def test_heads_without_end_are_refused_before_they_take_memory(tmp_path):
+    """A small file of 30,000 heads would be a linear layer of 3.6 GB."""
+    path = written(tmp_path / "a.lora.h5", {0: pair((30_000, 1, 1), 1)}, 1)
+    assert path.stat().st_size < 1 << 18
+    with pytest.raises(FormatError, match=r"layer 0: as a linear layer its kernel \[30000, 1, 1\] declares 3600120000 bytes"):
+        load_adapter(path, options={"einsum": QUERY})
+
+
+def test_numbers_too_large_to_take_apart(tmp_path):
+    """Products beyond float64, of which there are no singular values."""
+    a, b = (array.astype(np.float64) * 1e200 for array in pair((3, 4, 5)))
+    state, _ = loaded(written(tmp_path / "a.lora.h5", {0: (a, b)}), options={"einsum": QUERY})
+    with pytest.raises(ConfigError, match=r"its nearest factors for the kernel \[3, 4, 5\] cannot be computed"):
+        save_adapter(tmp_path / "b.lora.h5", state, bake=True)
+
+
+def test_an_option_without_effect_is_told(tmp_path):
+    state, notes = loaded(GEMMA, options={"head_dim": 6})
+    assert "the option head_dim has no effect on reading" in notes
+    assert "the option einsum has no effect on writing" in save_adapter(tmp_path / "a.lora.h5", state, options={"einsum": "linear"})

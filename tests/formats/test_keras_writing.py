@@ -1,5 +1,8 @@
 """keras-hub's `.lora.h5`, written: what comes back, one rank, layer numbers, and what is refused."""
 
+import re
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from keras_files import GEMMA, LAYERS, loaded, module, pair, state_of, updates, 
 from loratk.errors import ConfigError, FormatError, UnknownNameError
 from loratk.exchange import AdapterState, detect_format, load_adapter, portable, save_adapter
 from loratk.exchange.factors import dense_update
+
+PAGE = Path(__file__).parents[2] / "docs" / "keras.md"
 
 # Round trips
 
@@ -156,13 +161,14 @@ def test_convolutions_come_back(tmp_path_factory, window, channels, out, rank, g
 
 
 def test_ranks_that_differ(tmp_path):
-    state = state_of(layer_0=module(rank=2), layer_4=module(5, 7, rank=3, scaling=0.5))
+    config = {"rank": 2, "alpha": 2.0, "targets": ["layer_0", "layer_4"], "rank_pattern": {"layer_4": 3}, "alpha_pattern": {"layer_4": 1.5}}
+    state = state_of("mine", config, layer_0=module(rank=2), layer_4=module(5, 7, rank=3, scaling=0.5))
     with pytest.raises(ConfigError, match=r"one rank, found 2 \('layer_0'\), 3 \('layer_4'\): --portable fills them up"):
         save_adapter(tmp_path / "a.lora.h5", state)
     for options, bake, kept in (({}, True, state), ({"rank": "5"}, False, state), ({}, False, portable(state))):
         notes = save_adapter(tmp_path / "a.lora.h5", kept, options=options, bake=bake)
         got, _ = loaded(tmp_path / "a.lora.h5")
-        assert {record["rank"] for record in got.modules.values()} == {int(options.get("rank", 3))}
+        assert {record["rank"] for record in got.modules.values()} == {got.config["rank"]} == {int(options.get("rank", 3))}
         assert kept is not state or "module 'layer_0': rank 2 filled up to" in "\n".join(notes)
         for name, update in updates(state).items():
             np.testing.assert_allclose(updates(got)[name], update, atol=1e-6)
@@ -217,3 +223,20 @@ def test_numbers_for_writing(tmp_path):
             state_of(**{f"model__layers__{at}__mlp__up_proj": module(6 + at) for at in (0, 1)}),
             options={"family": "gemma"},
         )
+
+
+def test_the_recipes_of_the_page(tmp_path, monkeypatch):
+    """docs/keras.md: five lines of h5py read one, and write one that loratk reads."""
+    _, read, write = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    state = state_of(a__b=module(scaling=4.0, keras_layer=7), c=module(12, 5, layer_type="einsum", kernel=[3, 4, 5], keras_layer=9))
+    save_adapter("x.lora.h5", state)
+    names = {"h5py": h5py, "np": np}
+    exec(read, names)
+    assert names["names"] == {7: "a.b", 9: "c"}
+    np.testing.assert_allclose(names["updates"][7], updates(state)["a.b"], atol=1e-6)
+    assert names["updates"][9].shape == (3, 4, 5)
+    a, b = pair((3, 4, 5))
+    exec(write, names | {"layers": {2: (a, b, 0.5)}})
+    got, _ = loaded("y.lora.h5")
+    np.testing.assert_allclose(updates(got)["layer_2"].reshape(3, 4, 5), 0.5 * a @ b, atol=1e-6)
