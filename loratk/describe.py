@@ -173,9 +173,10 @@ def _module(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]
     finite = all(np.isfinite(tensor).all() for tensor in held.values() if tensor.dtype.kind == "f")
     norms = {key: _norm(tensor) for key, tensor in held.items()}
     weight = _weight(base, name)
-    delta = None
+    delta = seen = None
     if pairs is not None and finite and "magnitude" not in held:
-        delta = norm(pairs)
+        seen = spectrum(pairs) if spectra else None
+        delta = norm(pairs) if seen is None else math.hypot(*seen.values)
     elif record["method"] == "diff":
         delta = norms.get("weight")
     elif "magnitude" in held and finite and weight is not None and record.get("shape") == list(weight.shape):
@@ -190,7 +191,7 @@ def _module(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]
         norms=norms,
         delta_norm=delta,
         base_norm=None if weight is None else _norm(weight),
-        spectrum=spectrum(pairs) if spectra and pairs is not None and finite and "magnitude" not in held else None,
+        spectrum=seen,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, StoreError, choices
-from ..exchange import AdapterState, Base, Request, detect_format, formats_of, load_adapter, save_adapter
+from ..exchange import AdapterState, Base, Checkpoint, Request, detect_format, formats_of, load_adapter, save_adapter
 from ..exchange import portable as make_portable
 from ..exchange.base import opened_base
 from ..exchange.cautions import scale_lines
@@ -64,6 +64,7 @@ def export_adapters(
             registry=registry,
         )  # fmt: skip
         states, notes = reading.states, [f"{source}: {reading.notes[0]}", *reading.notes[1:]]
+        del reading  # of its arrays only what each step makes of them is kept
         states = selected(states, select) if select else states
         notes += [f"adapter {state.name!r}: {line}" for state in states for line in scale_lines(state)]
         if bake:
@@ -78,6 +79,8 @@ def export_adapters(
         notes += save_adapter(
             destination, states, format=target.name, base=opened, options=writes, bake=bake, bake_rank=bake_rank, registry=registry
         )  # fmt: skip
+        if isinstance(opened, Checkpoint) and not opened.used:
+            notes.append(f"the base '{opened.path}' was not needed")
     return Exported([state.name for state in states], list(dict.fromkeys(notes)))
 
 

@@ -113,7 +113,7 @@ class _Writing:
         kind = "bfloat16" if name in self.bfloat16 else dtype.name
         if name in self._changed:
             array = self._merging.array(name, kind, self._found)
-            self._count(self._own[name], array, kind)
+            self._count(name, array, kind)
         else:
             array = cast_array(name, self._own[name], kind, self._found)
         self._left.discard(name)
@@ -121,11 +121,11 @@ class _Writing:
             raise self._error(self._found)
         return array
 
-    def _count(self, own: np.ndarray, array: np.ndarray, kind: str) -> None:
+    def _count(self, name: str, array: np.ndarray, kind: str) -> None:
         """Count the numbers of changed arrays that rounding to half precision left as they were."""
         if kind in ("bfloat16", "float16"):
             self._moved += array.size
-            self._lost += int(np.count_nonzero(array == own))
+            self._lost += int(np.count_nonzero(array == self._own[name]))
 
     def notes(self) -> list[str]:
         """How much of the update half precision swallowed."""

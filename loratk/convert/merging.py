@@ -20,6 +20,7 @@ from ..plugins import Registry
 
 Arrays = dict[str, np.ndarray]
 Record = Mapping[str, Any]
+BLOCK = 1 << 20
 Change = Callable[[np.ndarray, np.ndarray], object]
 """Given the sum so far, which it changes, and the base's own array."""
 
@@ -107,10 +108,14 @@ class Merging:
         delta = _delta(acts_as, record, held, self.registry)
 
         def change(total: np.ndarray, own: np.ndarray) -> None:
+            into = self._oriented(total, owner, record)[..., columns]
+            tensors = {key: tensor.astype(np.float64) for key, tensor in held.items()}
+            if record["method"] == "lora" and into.ndim == 2 and record.get("groups", 1) == 1:
+                _add_product(into, tensors["lora_A"], tensors["lora_B"] * float(record["scaling"]))
+                return
             block = self._oriented(own, owner, record)[..., columns]
             weight = np.ascontiguousarray(block, np.float64).reshape(acts_as)
-            tensors = {key: tensor.astype(np.float64) for key, tensor in held.items()}
-            self._oriented(total, owner, record)[..., columns] += delta(weight, tensors).reshape(block.shape)
+            into += delta(weight, tensors).reshape(block.shape)
 
         self._changes.setdefault(name, []).append(change)
 
@@ -141,6 +146,13 @@ class Merging:
         if dtype.kind != "f" or not shape:
             raise FormatError(f"{name!r} must be an array of floating-point numbers, found {dtype} {shape}")
         return name
+
+
+def _add_product(into: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """Add A B to a matrix (d, k) by blocks of rows: of plain LoRA neither the weight nor the update is needed whole."""
+    rows = max(1, BLOCK // max(1, b.shape[1]))
+    for start in range(0, len(a), rows):
+        into[start : start + rows] += a[start : start + rows] @ b
 
 
 def _delta(

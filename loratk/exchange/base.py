@@ -39,6 +39,7 @@ class Checkpoint:
     def __init__(self, path: str | Path, stores: Mapping[str, Store], order: str | None = None) -> None:
         if order not in (None, *ORDERS):
             raise ConfigError(f"the order of a base's axes must be one of {choices(ORDERS)}, found {order!r}")
+        self.used = False  # whether anything was asked of it
         self._path = Path(path)
         self._stack = ExitStack()
         self._readers: dict[Path, Reader] = {}
@@ -59,6 +60,7 @@ class Checkpoint:
 
     def modules(self) -> list[str]:
         """The dotted path of every module that has a weight."""
+        self.used = True
         return list(self._weights)
 
     def shape(self, module: str) -> tuple[int, ...]:
@@ -118,6 +120,7 @@ class Checkpoint:
         self.close()
 
     def _name(self, module: str) -> str:
+        self.used = True
         if module not in self._weights:
             near = difflib.get_close_matches(module, self._weights, 3, 0.6) or list(self._weights)[:3]
             raise UnknownNameError(f"the base '{self.path}' has no module {module!r} with a weight; near to it are {choices(near)}")

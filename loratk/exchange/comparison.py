@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, choices
-from .factors import difference, inner, norm, update_pairs
+from .factors import together, update_pairs
 from .state import AdapterState, dtypes_of
 
 Pairs = list[tuple[AdapterState, AdapterState]]
@@ -112,10 +112,9 @@ def _module(name: str, one: Record, mine: Tensors, two: Record, others: Tensors)
     parts: dict[str, float] = {}
     norms = cosine = None
     if "lora_A" in mine:
-        left, right = update_pairs(one, mine), update_pairs(two, others)
-        norms = norm(left), norm(right)
-        parts["update"] = _relative(difference(left, right), *norms)
-        cosine = max(-1.0, min(1.0, inner(left, right) / norms[0] / norms[1])) if all(norms) else None
+        both = together(update_pairs(one, mine), update_pairs(two, others))
+        norms, cosine = both.norms, both.cosine
+        parts["update"] = _relative(both.difference, *norms)
     for key in sorted(mine):
         if key not in FACTORS:
             parts[key] = _arrays(*(_scaled(key, record, held[key]) for record, held in ((one, mine), (two, others))))
