@@ -40,7 +40,8 @@ def split(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]) 
 def joined(modules: Mapping[str, Module]) -> dict[str, Module]:
     """The modules with those that are blocks of one projection put together, where they first stand; missing ones but the last are zero.
 
-    The rank is that of one block where all have the same lora_A and scaling, else the sum. Raises ConfigError with every fault.
+    The rank is that of one block where all have the same lora_A, else the sum; scalings that differ go into lora_B. Raises ConfigError
+    with every fault.
     """
     made: dict[str, Module | None] = {}
     blocks: dict[str, dict[str, Module]] = {}
@@ -83,10 +84,9 @@ def _join(parts: list[Module]) -> Module:
     records, helds = [record for record, _ in parts], [held for _, held in parts]
     first = helds[0]["lora_A"]
     width = records[-1]["columns"][1]
-    same = all(np.array_equal(first, held["lora_A"]) for held in helds)
+    shared = all(np.array_equal(first, held["lora_A"]) for held in helds)
     scalings = [record["scaling"] for record in records]
     scaling = scalings[0] if len(set(scalings)) == 1 else 1.0
-    shared = same and len(set(scalings)) == 1
     rank = first.shape[1] if shared else sum(record["rank"] for record in records)
     dtype = np.result_type(*(held["lora_B"].dtype for held in helds), *([] if len(set(scalings)) == 1 else [np.float32]))
     b, at = np.zeros((rank, width), dtype), 0
