@@ -24,8 +24,9 @@ class GgufFormat(AdapterFormat):
     title = "GGUF adapter (llama.cpp)"
     suffixes = (".gguf",)
     carries: ClassVar[Mapping[str, str]] = {
-        "names": "by a table for each architecture", "several": "no", "alpha": "yes", "ranks": "folded into B where one alpha does not fit",
-        "rslora": "folded into B", "conv": "no", "embedding": "that of the tokens", "einsum": "no", "experts": "yes", "dora": "no",
+        "names": "by a table for each architecture", "several": "no", "alpha": "as float32, but 0, which is folded into B",
+        "ranks": "folded into B where one alpha does not fit", "rslora": "folded into B", "conv": "no",
+        "embedding": "that of the tokens", "einsum": "no", "experts": "as llama.cpp's stacks", "dora": "no",
         "bias": "no", "full": "no", "methods": "no", "bfloat16": "yes", "metadata": "yes", "fingerprint": "no",
     }  # fmt: skip
     options: ClassVar[Mapping[str, Option]] = {

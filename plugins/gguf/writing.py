@@ -80,6 +80,9 @@ class Packed:
             if set(held) != {"lora_A", "lora_B"}:
                 self._found.append(f"module {module!r} must have lora_A and lora_B alone, found {choices(held)}")
                 continue
+            if "columns" in record:
+                self._found.append(f"module {module!r} is a part of a fused projection, which llama.cpp adapts as a whole")
+                continue
             part, named = Part(record, dict(held), dict(record.get("dtypes", {}))), self._names.tensor(module)
             if named is None:
                 unnamed.append(module)

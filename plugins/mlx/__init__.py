@@ -1,10 +1,12 @@
-"""Adapters as mlx keeps them."""
+"""Adapters of mlx-lm: a folder with adapters.safetensors and adapter_config.json."""
 
 from loratk import hookimpl
 from loratk.exchange import AdapterFormat
 
+from .mlx_format import MlxFormat
+
 
 @hookimpl
 def register_formats() -> list[AdapterFormat]:
-    """None yet."""
-    return []
+    """mlx-lm."""
+    return [MlxFormat()]

@@ -1,0 +1,148 @@
+"""The adapters of mlx-lm (`--adapter-path`). Source: mlx-lm, tuner/utils.py, tuner/lora.py, tuner/dora.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from loratk.errors import ConfigError, FormatError, faults
+from loratk.exchange import AdapterFormat, AdapterState, Option, Reading, Request
+from loratk.exchange.tensors import read_tensors, tensor_names
+from loratk.io import atomic_file, write_safetensors
+
+from . import disk
+from .config import NAME as CONFIG
+from .config import MlxConfig, load_json, looks_like, parse
+from .reading import Adapter, known_tables
+from .writing import pack
+
+NAME = "default"
+
+
+class MlxFormat(AdapterFormat):
+    """One adapter in a folder; of its checkpoints each may be read, by its path or by the option."""
+
+    name, title, folder = "mlx", "mlx-lm folder", True
+    carries: ClassVar[Mapping[str, str]] = {
+        "names": "yes", "several": "no", "alpha": "yes", "ranks": "filled up to one rank, folded into B", "rslora": "as the scale",
+        "conv": "no", "embedding": "yes", "einsum": "no", "experts": "yes", "dora": "of linear layers, in all modules or in none",
+        "bias": "in whole modules only", "full": "matrices and vectors, without adapters beside them", "methods": "no", "bfloat16": "yes",
+        "metadata": "yes", "fingerprint": "no",
+    }  # fmt: skip
+    options: ClassVar[Mapping[str, Option]] = {
+        "checkpoint": Option("reading: the number of a checkpoint, such as 100 for 0000100_adapters.safetensors"),
+        "embeddings": Option("reading: names of further look-up tables, such as 'tokens,pos'; embed_tokens and wte are known"),
+        "scale": Option(f"reading adapters without their {CONFIG}: the factor to apply (mlx-lm trains with 20 if not told otherwise)"),
+        "num_blocks": Option("writing: how many blocks the base has, if neither the adapter nor --base tells"),
+        "model": Option("writing: which base it is for, as mlx-lm's config calls it"),
+    }  # fmt: skip
+
+    def detect(self, path: Path) -> str | None:
+        """A config that says fine_tune_type or lora_parameters, and no peft_type; or tensors in .lora_a and .lora_b."""
+        if not path.is_dir():
+            return _named(path)
+        config = disk.current(path / CONFIG)
+        try:
+            evidence = looks_like(load_json(config)) if config.is_file() else None
+        except FormatError:
+            evidence = None
+        tensors = disk.current(path / disk.TENSORS)
+        if evidence is not None or not tensors.is_file():
+            return evidence
+        said = _named(tensors)
+        return None if said is None else f"{disk.TENSORS}: {said}"
+
+    def adapters(self, path: Path) -> list[str]:
+        """`["default"]`: a folder holds one."""
+        return [NAME]
+
+    def read(self, path: Path, request: Request) -> Reading:
+        """The adapter, or one of its checkpoints. Raises FormatError with every fault of config and tensors."""
+        folder, tensors = self._place(path, request)
+        tables = known_tables([part.strip() for part in str(self.option(request, "embeddings") or "").split(",") if part.strip()])
+        scale = _scale(self.option(request, "scale"))
+        adapter, state = disk.together(folder, tensors, lambda config, file: _read(path, config, file, request, tables, scale))
+        if tensors != disk.TENSORS:
+            adapter.notes.append(f"the tensors are those of {tensors!r}")
+        return Reading([state] if request.adapters is None or NAME in request.adapters else [], adapter.notes)
+
+    def _place(self, path: Path, request: Request) -> tuple[Path, str]:
+        """The folder, and the name of the file with the tensors."""
+        checkpoint = self.option(request, "checkpoint")
+        if checkpoint is None:
+            return (path, disk.TENSORS) if path.is_dir() else (path.parent, path.name)
+        text = str(checkpoint)
+        if not (text.isascii() and text.isdecimal() and len(text) <= 9) or not path.is_dir():
+            raise ConfigError(f"the option checkpoint is the number of one in a folder, found {checkpoint!r} for '{path}'")
+        name = f"{int(text):07d}_{disk.TENSORS}"
+        if not (path / name).is_file():
+            there = sorted(entry.name for entry in path.glob(f"*_{disk.TENSORS}"))
+            raise ConfigError(f"'{path}' has no checkpoint {name!r}; it has {', '.join(there[:8]) or 'none'}")
+        return path, name
+
+    def write(self, path: Path, states: Sequence[AdapterState], request: Request) -> list[str]:
+        """Write one adapter; other files in the folder, such as checkpoints, are left as they are."""
+        _refuse_peft(path)
+        packed = pack(states[0], request.base, {name: self.option(request, name) for name in self.options})
+        with disk.replaced(path) as (config, tensors):
+            write_safetensors(tensors, packed.arrays, packed.header, packed.bfloat16)
+            with atomic_file(config) as file:
+                file.write(packed.config.text().encode())
+        return packed.notes
+
+
+def _named(path: Path) -> str | None:
+    """The evidence in the names of a safetensors file."""
+    found = tensor_names(path)
+    if found is None:
+        return None
+    name = next((name for name in found[0] if name.rpartition(".")[2] in ("lora_a", "lora_b")), None)
+    return None if name is None else f"its tensors are named as mlx-lm names them, such as {name[:60]!r}"
+
+
+def _refuse_peft(path: Path) -> None:
+    """Raises ConfigError for a folder whose config is of PEFT, which has the same name: its tensors would be left without one."""
+    try:
+        record = load_json(disk.current(path / CONFIG)) if (path / CONFIG).is_file() else None
+    except FormatError:
+        return
+    if isinstance(record, Mapping) and "peft_type" in record:
+        raise ConfigError(f"'{path}' holds an adapter of PEFT, whose {CONFIG} has the same name; write to another folder")
+
+
+def _scale(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        scale = float(value)
+    except (TypeError, ValueError, OverflowError):
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise ConfigError(f"the option scale must be a finite number, found {value!r}")
+    return scale
+
+
+def _read(path: Path, config: Path, tensors: Path, request: Request, tables: set[str], scale: float | None) -> tuple[Adapter, AdapterState]:
+    """Config and tensors as a state. Raises FormatError with every fault of both."""
+    found: list[str] = []
+    notes: list[str] = []
+    bare = not config.is_file()
+    if bare and scale is None:
+        raise ConfigError(f"'{path}' has no {CONFIG} beside its tensors, which holds the scale; give it as the option scale")
+    if not tensors.is_file():
+        raise FormatError(f"'{path}' has a {CONFIG}, but no {tensors.name.removeprefix('.')}; get the whole folder")
+    if not bare and scale is not None:
+        raise ConfigError(f"'{path}' has its scale in {CONFIG}; leave the option scale out, or change it there")
+    settings = MlxConfig(scale=scale or 0.0) if bare else parse(load_json(config), found, notes)
+    file = read_tensors(tensors)
+    if bare and any(name.rpartition(".")[2] == "m" for name in file.arrays):
+        settings = MlxConfig("dora", scale=scale or 0.0)
+    adapter = Adapter(settings, file, request, tables, bare, found, [], notes)
+    state = adapter.read()
+    if adapter.found:
+        raise FormatError(faults(f"'{path}' is not a sound adapter of mlx-lm; correct it or get a new copy:", adapter.found))
+    if adapter.asked:
+        raise ConfigError(faults(f"'{path}' holds what loratk has no place for:", adapter.asked))
+    return adapter, state
