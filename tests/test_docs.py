@@ -21,6 +21,12 @@ def test_the_page_of_kernels_is_up_to_date():
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_kernels.py"
 
 
+def test_the_tables_of_formats_are_up_to_date():
+    made = load("make_exchange")
+    text = made.PAGE.read_text(encoding="utf-8")
+    assert made.page(text) == text, "run: python docs/make_exchange.py"
+
+
 def test_every_page_is_reached_from_the_readme():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in sorted(DOCS.glob("*.md")) if f"docs/{page.name}" not in readme] == []

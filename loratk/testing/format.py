@@ -26,7 +26,7 @@ FOREIGN = (b"", b"x", b"\0" * 600, b"plain text\n" * 50, b"{}", b"\x80\x04N.", b
 """What no format is."""
 HEADS = (b"GGUF" + b"\xff" * 60, b"PK\3\4" + b"\0" * 60, b"\x89HDF\r\n\x1a\n" + b"\0" * 60, b"\xff\xff" + b"\0" * 6 + b"{")
 """Broken files of known containers, which their format may claim."""
-CONFIGS = (b"", b"{", b"[]", b"{}", b'{"a": 1, "a": 2}', b'{"peft_type": 3}', b"[" * 100_000, b"\xff\xfe")
+CONFIGS = (b"", b"{", b"[]", b"{}", b'{"a": 1, "a": 2}', b"[" * 100_000, b"\xff\xfe")
 HARD = ("float64", "alpha 0")
 """States that a format may refuse or hold another way though it carries all they need: not every one has float64, or takes 0 for 0."""
 ODD_NAMES = ("0", "lora", "lora_A.default.weight", "base_model.model.q", "größe.層", "a b", "a/b", "a_b.c", "..", "a..b", "x\ny", "")

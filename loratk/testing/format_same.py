@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..exchange.factors import difference, norm, update_pairs
+from ..exchange.factors import dense_update
 from ..exchange.state import AdapterState
 
 TOLERANCE = 1e-6
@@ -60,11 +60,9 @@ def _assert_near(
     """Equal updates, whatever their factors; magnitudes and biases with their scaling."""
     if "lora_A" in want:
         assert "lora_A" in got, f"{module!r}: got the parameters {sorted(got)}, want {sorted(want)}"
-        ours, theirs = update_pairs(record, want), update_pairs(found, got)
-        assert len(ours) == len(theirs), f"{module!r}: the update has {len(theirs)} parts, not {len(ours)}"
-        shapes = [[(len(a), b.shape[1]) for a, b in pairs] for pairs in (theirs, ours)]
-        assert shapes[0] == shapes[1], f"{module!r}: the update has the shapes {shapes[0]}, want {shapes[1]}"
-        off = difference(theirs, ours) / (norm(ours) or 1.0)
+        ours, theirs = dense_update(record, want), dense_update(found, got)
+        assert ours.shape == theirs.shape, f"{module!r}: the update has the shape {theirs.shape}, want {ours.shape}"
+        off = float(np.linalg.norm(theirs - ours) / (np.linalg.norm(ours) or 1.0))
         assert off <= TOLERANCE, f"{module!r}: the update differs by {off:.3g} of it (allowed {TOLERANCE:g})"
     for key in want.keys() - {"lora_A", "lora_B", "lora_bias"} | ({"bias"} if "lora_bias" in want else set()):
         assert key in got or "lora_bias" in got, f"{module!r}: {key} is lost"

@@ -22,9 +22,9 @@ class LoralibFormat(AdapterFormat):
     """One adapter in a file of torch.save. Nothing in it is run: see `tensor_pickle`."""
 
     name = "loralib"
-    title = "loralib or PEFT state dict in a file of torch.save"
+    title = "loralib or PEFT state dict of torch.save, where named"
     carries: ClassVar[Mapping[str, str]] = {
-        "names": "yes", "several": "no", "alpha": "asked for, else 1", "ranks": "ranks", "rslora": "in PEFT's files",
+        "names": "yes", "several": "no", "alpha": "asked for, else 1", "ranks": "alpha by the option", "rslora": "in PEFT's files",
         "conv": "as the whole change of the weight", "embedding": "yes", "einsum": "no", "experts": "no", "dora": "in PEFT's files",
         "bias": "yes, with the base", "full": "no", "methods": "no", "bfloat16": "yes", "metadata": "no", "fingerprint": "no",
     }  # fmt: skip

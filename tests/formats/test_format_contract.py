@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
+from format_examples import EXAMPLES, FORMATS
 
-from examples import EXAMPLES, FORMATS
 from loratk.errors import ConfigError, FormatError
 from loratk.exchange import AdapterFormat, Reading
 from loratk.exchange.stores import StoreFormat
