@@ -195,6 +195,8 @@ def _indexed(path: Path) -> list[str]:
         raise FormatError(f"'{path}' is no index of weights: it needs a 'weight_map' of names to files ({error})") from error
     if bad := [name for name in files if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file()]:
         raise FormatError(f"the index '{path}' names {', '.join(map(repr, bad))}; its files must lie beside it")
+    if not files:
+        raise FormatError(f"the index '{path}' names no file; get a new copy of it")
     return files
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from loratk.errors import FormatError, LoratkError
-from loratk.exchange import AdapterState, load_adapter, save_adapter
-from loratk.io import Hdf5Store, NpzStore, SafetensorsStore
+from loratk.exchange import AdapterState, Checkpoint, load_adapter, save_adapter
+from loratk.io import Hdf5Store, NpzStore, SafetensorsStore, write_safetensors
 from loratk.io.builtin import register_stores
 from loratk.io.hdf5_file import CheckedFile
 from loratk.io.hdf5_strings import string_lengths
@@ -282,3 +282,37 @@ def test_a_group_in_itself_and_a_long_chain(tmp_path):
         group["back"] = file["/"]
     message = refused(tmp_path / "x", format="hdf5")
     assert "is longer than 4096 bytes" in message
+
+
+# -- the index of a base ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"weight_map": {"a.weight": "../up.safetensors"}}', "must lie beside it"),
+        ('{"weight_map": {"a.weight": "/etc/hostname"}}', "must lie beside it"),
+        ('{"weight_map": {"a.weight": "folder"}}', "must lie beside it"),
+        ('{"weight_map": {"a.weight": "nowhere.safetensors"}}', "must lie beside it"),
+        ('{"weight_map": {"a.weight": ""}}', "must lie beside it"),
+        ('{"weight_map": {"a.weight": "a\\u0000b"}}', "must lie beside it"),
+        ('{"weight_map": {"a.weight": 1}}', "must lie beside it"),
+        ('{"weight_map": {"a.weight": [1]}}', "needs a 'weight_map'"),
+        ('{"weight_map": {}}', "no file"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "a key is given twice"),
+        ('{"weight_map": ' + DEEP, "needs a 'weight_map'"),
+        ("[]", "needs a 'weight_map'"),
+        ("\xff", "needs a 'weight_map'"),
+        ('{"metadata": {}}', "needs a 'weight_map'"),
+    ],
+)
+def test_an_index_that_leads_elsewhere(text, said, tmp_path):
+    write_safetensors(tmp_path / "up.safetensors", {"a.weight": np.zeros((2, 2))}, {})
+    (tmp_path / "base" / "folder").mkdir(parents=True)
+    path = tmp_path / "base" / "model.safetensors.index.json"
+    path.write_bytes(text.encode("latin-1"))
+    for given in (path, path.parent):
+        with pytest.raises(FormatError) as caught:
+            Checkpoint(given, STORES)
+        assert said in str(caught.value)
+        assert "Traceback" not in str(caught.value)
