@@ -15,8 +15,6 @@ from typing import Any
 
 from loratk.errors import FormatError, faults
 
-LIMIT = 4 << 20
-"""Bytes of the longest pickle that is read, some 20,000 tensors; its values take at most a few hundred times that."""
 DTYPES = {
     "BFloat16Storage": "bfloat16", "BoolStorage": "bool", "ByteStorage": "uint8", "CharStorage": "int8", "DoubleStorage": "float64",
     "FloatStorage": "float32", "HalfStorage": "float16", "IntStorage": "int32", "LongStorage": "int64", "ShortStorage": "int16",
@@ -56,9 +54,10 @@ class Unknown:
 
 
 def read_pickle(data: bytes) -> Any:
-    """The value of a pickle: dicts, lists, tuples, text, numbers and tensors. Raises FormatError for anything else, each name listed."""
-    if len(data) > LIMIT:
-        raise FormatError(f"it is {len(data)} bytes long, above the {LIMIT} of a pickle that is only a list of tensors")
+    """The value of a pickle: dicts, lists, tuples, text, numbers and tensors. Raises FormatError for anything else, each name listed.
+
+    Time and memory grow with its length alone, by a few hundred bytes for each byte at most.
+    """
     machine = _Machine(data)
     try:
         value = machine.run()

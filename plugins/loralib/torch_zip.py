@@ -16,10 +16,12 @@ from loratk.errors import FormatError, LoratkError, faults
 from loratk.io.bfloat16 import to_float32
 from loratk.io.store import open_binary
 
-from .tensor_pickle import LIMIT, Tensor, read_pickle
+from .tensor_pickle import Tensor, read_pickle
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of what torch.save wrote before version 1.6: its magic number, pickled."""
+LIMIT = 4 << 20
+"""Bytes of the longest pickle that is read: that of some 20,000 tensors."""
 MAX_AXES, SHARING = 32, 16
 """Tensors may share storages, but are together at most SHARING times as long as the file."""
 

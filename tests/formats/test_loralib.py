@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import random
+import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -185,6 +187,11 @@ def test_a_fused_projection_has_to_be_described(tmp_path):
 
 def test_a_convolution_that_does_not_fit(tmp_path):
     path = write(tmp_path / "x.pt", torch.saved({"c.lora_A": np.zeros((6, 12)), "c.lora_B": np.zeros((18, 6))}))
+    uneven = write(tmp_path / "y.pt", torch.saved({"c.lora_A": np.zeros((4, 8)), "c.lora_B": np.zeros((3, 4))}))
+    assert "are not those of a convolution" in refused(FormatError, uneven, options={"conv": "c=2/2"})
+    half = {"c.lora_A": np.ones((6, 12), np.float32), "c.lora_B": np.ones((18, 6), np.float32)}
+    record = state_of(write(uneven, torch.saved(half, half)), options={"conv": "c=3"}).modules["c"]
+    assert "dtypes" not in record, "its change is float32"
     for value in ("c=5", "c=3/5"):
         assert "are not those of a convolution" in refused(FormatError, path, options={"conv": value})
     for value in ("c=0", "c=3/0", "c=x", "c"):
@@ -210,6 +217,8 @@ def test_biases_are_changes_of_the_bases(tmp_path):
     np.testing.assert_array_equal(state.tensors["q.bias"], bias - old)
     assert state.modules["norm"] == {"method": "full", "orientation": "torch"}
     np.testing.assert_array_equal(state.tensors["norm.bias"], bias)
+    odd = write(tmp_path / "y.pt", torch.saved(PAIR | {"q.bias": bias[:4]}))
+    assert "its bias has 4 numbers, its columns are 5" in refused(FormatError, odd, base=base)
     NpzStore().write(base, {"q.weight": np.zeros((5, 6), np.float32)}, {})
     assert "has none of (5,)" in refused(ConfigError, path, base=base)
 
@@ -384,6 +393,8 @@ BROKEN = {
     "no text": (b"\x8c\1\xff.", "no UTF-8"),
     "a name without end": (b"c" + b"a" * 10_000, "a name does not end"),
     "an unknown opcode": (b"\xfe.", "the opcode b'\\xfe' has no place"),
+    "attributes of a dict": (b"ccollections\nOrderedDict\n)R" + torch.dict_of({"__class__": b"K\1"}) + b"b.", "has the attributes"),
+    "an instance of a dict": (b"ccollections\nOrderedDict\n)\x81.", "'collections.OrderedDict'"),
     "a number": (b"K\1.", "must hold a dict of tensors, found a int"),
     "a deep value": (b")" + b"\x85" * 1_000_000 + b".", "found a tuple"),
     "a list in itself": (b"]q\0h\0a.", "found a list"),
@@ -425,12 +436,28 @@ def test_a_broken_archive(tmp_path):
 
 
 def test_entries_that_overlap(tmp_path):
-    """A small file whose entries all are the same bytes must not become a large one in memory."""
-    content = bytearray(torch.archive(pair(), {"0": bytes(1000), "1": bytes(1000), "2": bytes(1000)}))
-    first = content.index(b"archive/data/0") - 30
-    at = content.index(b"archive/data/1", content.index(b"PK\1\2"))
-    content[at - 4 : at] = first.to_bytes(4, "little")
-    refused(FormatError, write(tmp_path / "x.pt", bytes(content)))
+    """A small file whose entries each hold all that follow must not become a large one in memory (Fifield 2019)."""
+    count, tail = 30, bytes(4000)
+    entries = []
+    for at in reversed(range(count)):
+        name, size = f"archive/data/{at}".encode(), len(tail)
+        fields = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, zlib.crc32(tail), size, size, len(name), 0)
+        entries.append((name, fields, size))
+        tail = b"PK\3\4" + fields + name + tail
+    views = {f"m{at}.lora_A": torch.tensor(str(at), "uint8", size, (size,)) for at, (_, _, size) in enumerate(entries)}
+    pickled = torch.dict_of(views) + b"."
+    name, fields = b"archive/data.pkl", struct.pack("<5H3L2H", 20, 0, 0, 0, 33, zlib.crc32(pickled), len(pickled), len(pickled), 16, 0)
+    content = tail + b"PK\3\4" + fields + name + pickled
+    start, directory = len(content), b"PK\1\2\x14\0" + fields + struct.pack("<3H2L", 0, 0, 0, 0, len(tail)) + name
+    offset = 0
+    for name, fields, _ in reversed(entries):
+        directory += b"PK\1\2\x14\0" + fields + struct.pack("<3H2L", 0, 0, 0, 0, offset) + name
+        offset += 30 + len(name)
+    end = b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count + 1, count + 1, len(directory), start, 0)
+    path = write(tmp_path / "x.pt", content + directory + end)
+    with zipfile.ZipFile(path) as file:
+        assert sum(entry.file_size for entry in file.infolist()) > 10 * path.stat().st_size
+    assert "they overlap" in refused(FormatError, path)
 
 
 def test_tensors_that_share_a_storage_over_and_over(tmp_path):
