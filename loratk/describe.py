@@ -13,7 +13,7 @@ from .exchange import AdapterState, Base, Detected, detect_format, load_adapter
 from .exchange.bake import dora_update
 from .exchange.base import opened_base
 from .exchange.cautions import cautions, scale_lines
-from .exchange.factors import norm, update_pairs
+from .exchange.factors import frobenius, norm, update_pairs
 from .exchange.spectrum import Spectrum, spectrum
 from .exchange.state import dtypes_of
 from .io import find_store
@@ -171,7 +171,7 @@ def _arrays(path: Path, registry: Registry, error: FormatError) -> FileReport | 
 def _module(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray], base: Base | None, spectra: bool) -> ModuleReport:
     pairs = update_pairs(record, held) if "lora_A" in held else None
     finite = all(np.isfinite(tensor).all() for tensor in held.values() if tensor.dtype.kind == "f")
-    norms = {key: _norm(tensor) for key, tensor in held.items()}
+    norms = {key: frobenius(tensor) for key, tensor in held.items()}
     weight = _weight(base, name)
     delta = seen = None
     if pairs is not None and finite and "magnitude" not in held:
@@ -180,7 +180,7 @@ def _module(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]
     elif record["method"] == "diff":
         delta = norms.get("weight")
     elif "magnitude" in held and finite and weight is not None and record.get("shape") == list(weight.shape):
-        delta = _norm(dora_update(weight, record, held))
+        delta = frobenius(dora_update(weight, record, held))
     return ModuleReport(
         name,
         record["method"],
@@ -190,7 +190,7 @@ def _module(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]
         finite=finite,
         norms=norms,
         delta_norm=delta,
-        base_norm=None if weight is None else _norm(weight),
+        base_norm=None if weight is None else frobenius(weight),
         spectrum=seen,
     )
 
@@ -200,8 +200,3 @@ def _weight(base: Base | None, module: str) -> np.ndarray | None:
         return None if base is None else base.weight(module)
     except (UnknownNameError, FormatError):  # a base without this module is no reason not to show the adapter
         return None
-
-
-def _norm(array: np.ndarray) -> float:
-    """The Frobenius norm, in float64."""
-    return float(np.linalg.norm(array.ravel().astype(np.float64, copy=False)))

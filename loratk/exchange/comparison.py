@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, choices
-from .factors import together, update_pairs
+from .factors import frobenius, together, update_pairs
 from .state import AdapterState, dtypes_of
 
 Pairs = list[tuple[AdapterState, AdapterState]]
@@ -150,7 +150,7 @@ def _scaled(key: str, record: Record, array: np.ndarray) -> np.ndarray:
 
 
 def _arrays(left: np.ndarray, right: np.ndarray) -> float:
-    return _relative(*(float(np.linalg.norm(array.ravel())) for array in (left - right, left, right)))
+    return _relative(*(frobenius(array) for array in (left - right, left, right)))
 
 
 def _relative(distance: float, left: float, right: float) -> float:

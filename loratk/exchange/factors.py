@@ -22,7 +22,8 @@ def update_pairs(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
     One pair for most; one for each group of a grouped convolution (its columns) and for each expert of a stack. The scaling is in B.
     """
     a, b = (tensors[name].astype(np.float64) for name in ("lora_A", "lora_B"))
-    b = b * float(record["scaling"])
+    with np.errstate(over="ignore", invalid="ignore"):
+        b = b * float(record["scaling"])
     if "experts" in record:
         return list(zip(a, b, strict=True))
     groups = record.get("groups", 1)
@@ -39,7 +40,15 @@ def dense_update(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
 
 def core(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A small matrix with the singular values of A B that are not 0 by rank: (d, r), (r, k) -> at most (r, r)."""
-    return triangle(a) @ triangle(b.T).T
+    with np.errstate(over="ignore", invalid="ignore"):
+        return triangle(a) @ triangle(b.T).T
+
+
+def frobenius(array: np.ndarray) -> float:
+    """The Frobenius norm in float64, also where the squares of the numbers would be too large or too small for it."""
+    array = array.ravel().astype(np.float64, copy=False)
+    largest = float(np.abs(array).max(initial=0.0))
+    return largest * float(np.linalg.norm(array / largest)) if 0 < largest < math.inf else largest
 
 
 def triangle(matrix: np.ndarray) -> np.ndarray:
@@ -60,7 +69,7 @@ def triangle(matrix: np.ndarray) -> np.ndarray:
 
 def product_norm(a: np.ndarray, b: np.ndarray) -> float:
     """The Frobenius norm of A B: (d, r), (r, k) -> number."""
-    return float(np.linalg.norm(core(a, b)))
+    return frobenius(core(a, b))
 
 
 def norm(pairs: Sequence[Pair]) -> float:
@@ -96,12 +105,12 @@ def together(left: Sequence[Pair], right: Sequence[Pair]) -> Together:
     for (a, b), (c, d) in zip(left, right, strict=True):
         rows, columns = triangle(np.hstack([a, c])), triangle(np.vstack([b, d]).T)
         r = a.shape[1]
-        cores.append((rows[:, :r] @ columns[:, :r].T, rows[:, r:] @ columns[:, r:].T))
-    one, two, apart = (
-        math.hypot(*(float(np.linalg.norm(core)) for core in sides))
-        for sides in ([x for x, _ in cores], [y for _, y in cores], [x - y for x, y in cores])
-    )
-    if not one or not two:
+        with np.errstate(over="ignore", invalid="ignore"):
+            cores.append((rows[:, :r] @ columns[:, :r].T, rows[:, r:] @ columns[:, r:].T))
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = math.hypot(*(frobenius(x - y) for x, y in cores))
+    one, two = (math.hypot(*(frobenius(pair[side]) for pair in cores)) for side in (0, 1))
+    if not one or not two or not math.isfinite(one + two):
         return Together((one, two), apart, None)
     cosine = math.fsum(float(np.sum((x / one) * (y / two))) for x, y in cores)
     return Together((one, two), apart, max(-1.0, min(1.0, cosine)))

@@ -2,6 +2,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -282,6 +283,37 @@ def test_lora_bias_is_scaled_and_bias_is_not():
     assert found == []
     assert np.array_equal(got["0.bias"], [7, 13])
     assert np.array_equal(got["0.weight"], np.full((3, 2), 1.5))
+
+
+def test_blocks_of_rows_are_added_where_they_belong(monkeypatch):
+    monkeypatch.setattr("loratk.convert.merging.BLOCK", 9)
+    rng = np.random.default_rng(0)
+    base, a, b = (rng.standard_normal(shape) for shape in ((7, 4), (7, 2), (2, 4)))
+    state = AdapterState("mine", {}, {"0.lora_A": a, "0.lora_B": b}, {"0": RECORD | {"rank": 2}})
+    got = merge({"0.weight": base}, [state], default_registry(), found := [], None)
+    assert found == []
+    np.testing.assert_allclose(got["0.weight"], base + a @ b, rtol=1e-12)
+
+
+def test_one_file_for_loratk_and_keras(run, tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((6, 2)).astype(np.float32), rng.standard_normal((2, 4)).astype(np.float32)
+    record = RECORD | {"rank": 2, "alpha": 4.0, "scaling": 2.0, "layer_type": "linear", "shape": [6, 4]}
+    state = AdapterState("mine", {}, {"block.query.lora_A": a, "block.query.lora_B": b}, {"block.query": record})
+    write_adapters(tmp_path / "a.h5", [state], stores=STORES)
+    got = run("export", tmp_path / "a.h5", tmp_path / "k.lora.h5", "--keras", "-o", "map=7=block.query")
+    assert got.exit_code == 0, got.stderr
+    assert run("diff", tmp_path / "a.h5", tmp_path / "k.lora.h5").exit_code == 0
+    with h5py.File(tmp_path / "k.lora.h5") as file:
+        assert file["lora/vars/rank"][()] == 2
+        assert np.array_equal(file["lora/7/vars/lora_kernel_a"], a)
+        assert np.array_equal(file["lora/7/vars/lora_kernel_b"], 2 * b)
+
+
+def test_a_base_that_no_format_needs_is_told(run, files, tmp_path):
+    got = run("export", files.adapters, tmp_path / "a.npz", "--base", files.base)
+    assert got.exit_code == 0
+    assert f"the base '{files.base}' was not needed" in got.stderr
 
 
 def test_a_base_that_is_one_layer(run, tmp_path):
