@@ -1,16 +1,17 @@
 import importlib.util
 import json
+import tracemalloc
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from loratk.convert import export_adapters, merge
+from loratk.convert import export_adapters, export_merged, merge
 from loratk.errors import ConfigError
 from loratk.exchange import AdapterState, read_adapters, write_adapters
 from loratk.exchange.transform import round_bfloat16
-from loratk.io import Hdf5Store, NpzStore, open_safetensors, write_safetensors
+from loratk.io import Hdf5Store, NpzStore, find_store, open_safetensors, write_safetensors
 from loratk.lora import LoraConfig, LoraModel
 from loratk.nn import Linear, Sequential
 from loratk.plugins import default_registry
@@ -237,6 +238,21 @@ def test_a_folder_of_shards_is_a_base(run, tmp_path):
     arrays = Hdf5Store().read(tmp_path / "m.h5").arrays
     np.testing.assert_allclose(arrays["0.weight"], one + a @ b, rtol=1e-5)
     assert np.array_equal(arrays["1.weight"], two)
+
+
+@pytest.mark.parametrize("end", ["h5", "npz", "safetensors"])
+def test_merging_holds_one_array_at_a_time(tmp_path, end):
+    base = {f"{i}.weight": np.ones((256, 256), np.float32) for i in range(40)}
+    write_safetensors(tmp_path / "base.safetensors", base, {"format": "np"})
+    tensors = {f"{i}.{key}": np.ones(shape, np.float32) for i in range(40) for key, shape in (("lora_A", (256, 1)), ("lora_B", (1, 256)))}
+    state = AdapterState("mine", {}, tensors, {str(i): RECORD for i in range(40)})
+    write_adapters(tmp_path / "a.h5", [state], stores=STORES)
+    tracemalloc.start()
+    export_merged(tmp_path / "a.h5", tmp_path / "base.safetensors", tmp_path / f"m.{end}")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20  # of 10 MiB
+    assert (find_store(tmp_path / f"m.{end}", STORES).read(tmp_path / f"m.{end}").arrays["39.weight"] == 2).all()
 
 
 def test_faults_of_values_are_all_listed_and_nothing_is_written(run, tmp_path):

@@ -22,7 +22,19 @@ def python(*args, **kwargs):
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=60, **kwargs)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["inspect", "--help"], ["--version"], ["demo", "--rank", "0"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["demo", "--help"],
+        ["inspect", "--help"],
+        ["export", "--help"],
+        ["diff", "--help"],
+        ["verify", "--help"],
+        ["--version"],
+        ["demo", "--rank", "0"],
+    ],
+)
 def test_help_and_usage_errors_load_nothing_heavy(args):
     code = (
         "import sys, loratk.cli\n"
