@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from loratk.errors import FormatError, LoratkError, StateError
 from loratk.io import Hdf5Store, NpzStore
+from loratk.io.seal import SealedFile
 
 STORES = [Hdf5Store(), NpzStore()]
 ARRAYS = {"m/lora_A": np.arange(6.0).reshape(3, 2), "m/lora_B": np.ones((2, 3), np.float32)}
@@ -108,6 +110,7 @@ import ctypes, sys
 from pathlib import Path
 from loratk.errors import LoratkError
 from loratk.io import Hdf5Store, NpzStore
+from loratk.io.seal import SealedFile
 store = {"hdf5": Hdf5Store, "npz": NpzStore}[sys.argv[1]]()
 path = Path(sys.argv[2])
 cut = path.with_name("cut")
@@ -128,3 +131,14 @@ ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # never let go of, as by a r
 def test_python_ends_well_with_files_left_open_and_errors_kept(store, big):
     run = subprocess.run([sys.executable, "-c", LEFT_OPEN, store.name, str(big)], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_read_beyond_the_end_takes_no_memory_for_what_is_not_there(store, whole, tmp_path):
+    with SealedFile(tmp_path / "whole") as file:
+        tracemalloc.start()
+        assert file.read(1 << 40) == whole
+        assert file.read(1 << 40) == b""
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+        file.seek(3)
+        assert (file.read(2), file.read(0), file.read()) == (whole[3:5], b"", whole[5:])
