@@ -23,7 +23,7 @@ class PeftFormat(AdapterFormat):
     carries: ClassVar[Mapping[str, str]] = {
         "names": "yes", "several": "in folders of their own", "alpha": "yes", "ranks": "yes", "rslora": "yes", "conv": "yes",
         "embedding": "yes", "einsum": "no", "experts": "yes", "dora": "in all modules or none", "bias": "as the whole bias (--base)",
-        "full": "yes", "methods": "AdaLoRA, VeRA, LoHa, LoKr, IA3", "bfloat16": "yes", "metadata": "in the file's header",
+        "full": "replaced, not changed", "methods": "AdaLoRA, VeRA, LoHa, LoKr, IA3", "bfloat16": "yes", "metadata": "in the file's header",
         "fingerprint": "in the file's header",
     }  # fmt: skip
     options: ClassVar[Mapping[str, Option]] = {
@@ -55,7 +55,12 @@ class PeftFormat(AdapterFormat):
         """The adapters asked for. Raises FormatError with every fault of all of them."""
         if not path.is_dir():
             return self._read_file(path, request)
-        homes = {name: home for name, home in disk.adapters(path).items() if request.adapters is None or name in request.adapters}
+        known = disk.adapters(path)
+        if not known:
+            raise FormatError(
+                f"'{path}' holds no PEFT adapter: there is no {configs.NAME} in it, nor in a folder in it; get the whole folder"
+            )
+        homes = {name: home for name, home in known.items() if request.adapters is None or name in request.adapters}
         result = _Result(path, len(homes) > 1)
         for name, home in homes.items():
             wrong: list[str] = []

@@ -10,6 +10,7 @@ import numpy as np
 from loratk.errors import FormatError, choices
 from loratk.exchange.torch_layout import from_torch
 
+from .groups import MARK, from_peft
 from .keys import BASE, Key, spell, unwrapped
 from .targets import ends
 
@@ -99,16 +100,16 @@ def _module(adapter: Adapter, path: str, module: str, owner: str, mine: dict[tup
         ]
         return
     facts, lora_a, lora_b = from_torch(arrays["lora_A"], arrays["lora_B"], table=table)
+    if "groups" in facts:
+        facts, lora_a, lora_b = from_peft(facts, lora_a, lora_b)
     record = {"method": "lora", "layer_type": facts["layer_type"], "shape": facts["shape"]}
     if stack:
         record |= {"experts": _experts(adapter, owner, facts["rank"])}
         lora_a, lora_b = _stacked(lora_a, lora_b, record["experts"])
     record |= adapter.alpha(owner, lora_b.shape[-2] if stack else facts["rank"])
-    record |= {key: facts[key] for key in ("kernel", "groups") if key in facts}
-    if "groups" in facts:
-        adapter.notes.append(
-            f"module {module!r}: PEFT's lora_A of a grouped convolution takes the channels of all groups, so it cannot be merged"
-        )
+    record |= {key: facts[key] for key in ("kernel", "groups", MARK) if key in facts}
+    if MARK in facts:
+        adapter.notes.append(f"module {module!r}: PEFT's update of a grouped convolution takes all channels, so no kernel can take it up")
     adapter.modules[module] = record
     adapter.add(module, "lora_A", lora_a, sources["lora_A"])
     adapter.add(module, "lora_B", lora_b, sources["lora_B"])

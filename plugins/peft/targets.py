@@ -77,11 +77,15 @@ def _layer(config: PeftConfig, module: str) -> int | None:
 
 
 def shortest(wanted: Sequence[str], others: Collection[str]) -> list[str] | None:
-    """The fewest parts of each wanted path, counted from its end, that mean none of the others; None if a whole path means one."""
+    """The fewest parts of each wanted path, counted from its end, that mean none of the others; None if a whole path means one.
+
+    A number alone is none: there may be a module of that number anywhere.
+    """
     taken = {other[place:] for other in others for place in _starts(other)}
     found: dict[str, None] = {}
     for path in wanted:
-        suffix = next((path[place:] for place in reversed(_starts(path)) if path[place:] not in taken), None)
+        ends_of = [path[place:] for place in reversed(_starts(path))]
+        suffix = next((end for end in ends_of if end not in taken and (end == path or not end.isdecimal())), None)
         if suffix is None:
             return None
         found[suffix] = None
@@ -96,7 +100,8 @@ def target_modules(modules: Sequence[str], base: Collection[str] | None) -> str 
     """
     if base is None:
         return sorted(_complete(modules) or modules)
-    found = shortest(modules, set(base) - set(modules))
+    around = {name[: place - 1] for name in base for place in _starts(name)[1:]}  # PEFT asks about what holds modules too
+    found = shortest(modules, (set(base) | around) - set(modules))
     return sorted(found) if found is not None else "|".join(map(re.escape, sorted(modules)))
 
 

@@ -18,6 +18,7 @@ from . import others
 from .config import METHODS
 from .fields import FACTORS, Plan, fields
 from .fused import joined
+from .groups import MARK, to_peft
 from .keys import BASE, TOKENS, spell
 
 
@@ -43,6 +44,8 @@ def plan(state: AdapterState, base: Base | None, options: Mapping[str, Any]) -> 
             elif record["method"].upper() in METHODS:
                 for name, array in others.write(method, module, parameters).items():
                     made.add(name, array, module, name.rpartition(".")[2])
+            elif record["method"] == "diff":
+                made.found.append(f"module {module!r}: PEFT replaces whole modules, and this is the change of one")
             else:
                 made.found.append(f"module {module!r}: its method {record['method']!r} is none of PEFT's that loratk writes")
         except (FormatError, ValueError, KeyError) as error:
@@ -70,7 +73,7 @@ def name_faults(name: str) -> Iterator[str]:
 
 def _method(made: Plan) -> str:
     """PEFT's name of the one method of all modules; what does not go together is a fault."""
-    methods = {record["method"] for record in made.state.modules.values()} - {"full", "bias", "trainable_tokens"}
+    methods = {record["method"] for record in made.state.modules.values()} - {"full", "diff", "bias", "trainable_tokens"}
     if len(methods) > 1:
         examples = [
             next(module for module, record in made.state.modules.items() if record["method"] == method) for method in sorted(methods)
@@ -118,13 +121,18 @@ def _factors(made: Plan, module: str, path: str, record: Mapping[str, Any], held
         e, d, r = held["lora_A"].shape
         a, b = held["lora_A"].transpose(0, 2, 1).reshape(e * r, d), held["lora_B"].transpose(2, 1, 0).reshape(-1, r * e)
     else:
-        a, b = to_torch(record, held["lora_A"], held["lora_B"])
+        a, b = held["lora_A"], held["lora_B"]
+        if "groups" in record or MARK in record:
+            a, b = to_peft(record, a, b)
+        a, b = to_torch(record, a, b)
     table = record.get("layer_type") == "embedding"
     halves = (("lora_embedding_A", ""), ("lora_embedding_B", "")) if table else (("lora_A", "weight"), ("lora_B", "weight"))
     made.add(spell(path, *halves[0]), a, module, "lora_A")
     made.add(spell(path, *halves[1]), b, module, "lora_B")
     if "magnitude" in held:
         made.add(spell(path, "lora_magnitude_vector"), magnitude_to_torch(record, held["magnitude"]), module, "magnitude")
+    if "magnitude" in held and ("groups" in record or MARK in record):
+        raise ValueError("PEFT's DoRA is not made for grouped convolutions")
     if "lora_bias" in held and (table or "magnitude" in held):
         raise ValueError(f"PEFT has no lora_bias for {'embeddings' if table else 'DoRA'}")
     if "lora_bias" in held:

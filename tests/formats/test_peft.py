@@ -96,7 +96,7 @@ def test_records_tell_what_there_is():
     assert record(DATA / "dora", "conv") == {"method": "dora", **conv}
     assert record(DATA / "rslora", "conv")["scaling"] == 2 / 3**0.5
     grouped = record(DATA / "convolutions", "grouped")
-    assert (grouped["shape"], grouped["kernel"], grouped["groups"], grouped["rank"]) == ([36, 8], [3, 3], 2, 4)  # all 4 channels
+    assert (grouped["shape"], grouped["kernel"], grouped["peft_groups"], grouped["rank"]) == ([36, 8], [3, 3], 2, 4)  # all 4 channels
     assert record(DATA / "convolutions", "c1")["kernel"] == [3]
     assert record(DATA / "convolutions", "c3")["kernel"] == [2, 2, 2]
     assert record(DATA / "attention", "attn")["shape"] == [8, 24]
@@ -238,7 +238,7 @@ def test_any_layer_comes_back_bit_by_bit(data, tmp_path_factory):
     for number in range(data.draw(st.integers(1, 4))):
         module = f"layers.{number}.{data.draw(st.sampled_from(['fc', 'a.b', 'lora_A', 'lora']))}"
         kind = data.draw(st.sampled_from(["linear", "embedding", "conv1d", "conv2d", "conv3d"]))
-        groups = data.draw(st.sampled_from([1, 2])) if kind.startswith("conv") else 1
+        groups = data.draw(st.sampled_from([1, 2])) if kind.startswith("conv") and not dora else 1
         rank, k = groups * data.draw(size), groups * data.draw(size)
         kernel = [data.draw(st.sampled_from([1, 3])) for _ in range(int(kind[4]))] if kind.startswith("conv") else []
         d = data.draw(size) * int(np.prod(kernel))
@@ -301,6 +301,8 @@ def test_targets_are_the_shortest_that_mean_just_these_modules(tmp_path):
     assert ends(layers[::3], *layers) == ["q"]
     assert ends(layers[:3], *layers) == ["0.attn.k", "0.attn.q", "0.mlp.up"]
     assert ends(["a.fc"], "a.fc", "b.fc") == ["a.fc"]
+    assert ends(["a.net.0", "a.net.2"], "a.net.0", "a.net.2", "a.layers.0.fc") == ["net.0", "net.2"]
+    assert ends(["a.b"], "a.b", "c.b.d") == ["a.b"]
     found = ends(["fc", "x.y"], "fc", "block.fc", "x.y")
     assert re.fullmatch(found, "fc")
     assert re.fullmatch(found, "x.y")
@@ -383,6 +385,65 @@ def test_blocks_of_a_fused_projection_become_one_adapter(tmp_path):
         whole[:, start:stop] = dense_update(state.modules[module], state.parameters()[module])
     close(dense_update(got.modules["attn.qkv"], got.parameters()["attn.qkv"]), whole)
     assert any("became one of rank 3, exactly" in note for note in notes)
+
+
+def test_blocks_of_other_scalings_and_of_dora(tmp_path):
+    NpzStore().write(tmp_path / "base.npz", {"qkv.weight": np.zeros((5, 7), np.float32)}, {})
+    state = state_of({"qkv.q": (5, 4, 2, 4.0), "qkv.v": (5, 3, 1, 5.0)})
+    for module, columns in (("qkv.q", [0, 4]), ("qkv.v", [4, 7])):
+        state.modules[module]["columns"] = columns
+    want = np.hstack([dense_update(state.modules[module], state.parameters()[module]) for module in state.modules])
+    for method in ("lora", "dora"):
+        for module, entry in state.modules.items():
+            entry["method"] = method
+            if method == "dora":
+                state.tensors[f"{module}.magnitude"] = np.arange(1.0, 1 + entry["shape"][1], dtype=np.float32)
+        written(tmp_path, state, base=tmp_path / "base.npz")
+        got = read(tmp_path / "x")
+        close(dense_update(got.modules["qkv"], got.parameters()["qkv"]), want)
+    np.testing.assert_array_equal(got.tensors["qkv.magnitude"], [1, 2, 3, 4, 1, 2, 3])
+    state.modules["qkv.v"]["columns"] = [3, 6]
+    with pytest.raises(ConfigError, match="they overlap"):
+        written(tmp_path, state, base=tmp_path / "base.npz")
+    for key in ("lora_A", "lora_B", "magnitude"):
+        del state.tensors[f"qkv.v.{key}"]
+    del state.modules["qkv.v"]
+    with pytest.raises(ConfigError, match="DoRA on a part of its columns"):
+        written(tmp_path, state, base=tmp_path / "base.npz")
+
+
+def test_a_grouped_convolution_has_the_channels_of_all_groups(tmp_path):
+    state = state_of({"conv": (4, 6, 2, 2.0)})
+    state.modules["conv"] |= {"layer_type": "conv1d", "kernel": [2], "groups": 2}
+    state.tensors["conv.lora_B"] = state.tensors["conv.lora_B"][:1]
+    written(tmp_path, state)
+    a = tensors(tmp_path / "x")[0][PREFIX + "conv.lora_A.weight"]
+    own = state.tensors["conv.lora_A"].reshape(2, 2, 2)  # window, channels of a group, rank
+    assert a.shape == (2, 4, 2)
+    np.testing.assert_array_equal(a[0], np.vstack([own[:, :, 0].T, np.zeros((2, 2))]))
+    np.testing.assert_array_equal(a[1], np.vstack([np.zeros((2, 2)), own[:, :, 1].T]))
+    state = read(DATA / "convolutions")
+    state.tensors["grouped.lora_B"][0, 7] = 1
+    with pytest.raises(ConfigError, match="not made of 2 blocks"):
+        written(tmp_path, state)
+
+
+def test_embeddings_that_peft_saved_beside_the_adapter(tmp_path):
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    head = table[::-1] + 1
+    add = {PREFIX + "model.embed_tokens.weight": table, PREFIX + "lm_head.weight": head}
+    folder = edited("plain", tmp_path / "x", add=add)
+    state = read(folder)
+    assert state.modules["lm_head"] == {"method": "full", "orientation": "torch"}
+    NpzStore().write(tmp_path / "base.npz", {"model.embed_tokens.weight": table, "lm_head.weight": table.T}, {})
+    reading = load_adapter(folder, base=tmp_path / "base.npz")
+    assert set(reading.states[0].modules) == {"block.fc1", "block.fc2", "lm_head"}
+    assert any("the base has the same numbers" in note for note in reading.notes)
+
+
+def test_a_bias_of_another_shape_than_the_base_s(tmp_path):
+    folder = edited("biases", tmp_path / "x", add={PREFIX + "conv.bias": np.zeros(6, np.float32)})
+    assert "must have the shape of the base's bias, (5,), found (6,)" in faults_of(folder, base=base_file(tmp_path))
 
 
 def test_what_peft_cannot_hold_is_refused_by_name(tmp_path):
@@ -529,6 +590,26 @@ def test_configs_and_tensors_that_contradict_each_other(source, fields, fault, t
     assert fault in faults_of(edited(source, tmp_path / "x", **fields))
 
 
+def test_layers_that_are_chosen_by_number(tmp_path):
+    shape = (3, 4, 2, 2.0)
+    save_adapter(tmp_path / "x", state_of({f"model.layers.{layer}.fc": shape for layer in (1, 2)}), format="peft")
+    path = tmp_path / "x" / "adapter_config.json"
+    for fields, fault in (
+        ({"layers_to_transform": [1, 2]}, None),
+        ({"layers_to_transform": [1, 2], "layers_pattern": "layers"}, None),
+        ({"layers_to_transform": 1}, "target_modules does not mean 'model.layers.2.fc'"),
+        (
+            {"layers_to_transform": [1, 2], "layers_pattern": ["blocks"]},
+            "target_modules does not mean 'model.layers.1.fc', 'model.layers.2.fc'",
+        ),
+    ):
+        path.write_text(json.dumps(config(tmp_path / "x") | {"target_modules": ["fc"], "layers_pattern": None} | fields))
+        if fault is None:
+            assert len(read(tmp_path / "x").modules) == 2
+        else:
+            assert fault in faults_of(tmp_path / "x")
+
+
 def test_hostile_patterns_take_no_time(tmp_path):
     name = "a" * 300
     state = state_of({f"{name}.{name}": (3, 4, 2, 2.0)})
@@ -581,6 +662,7 @@ def test_hostile_configs(content, fault, tmp_path):
         ("block..fc1.lora_A.weight", np.zeros((2, 5), np.float32), "has a name with an empty part"),
         ("block.fc\n1.lora_A.weight", np.zeros((2, 5), np.float32), "has a name with control characters"),
         ("block.fc1.lora_A.default.weight", np.zeros((2, 5), np.float32), "mean the same tensor"),
+        ("block.fc1.lora_A.a.b.weight", np.zeros((2, 5), np.float32), "unexpected tensor"),
         ("x" * 5000, np.zeros(1, np.float32), "has a name of 5017 characters"),
     ],
 )
@@ -798,7 +880,7 @@ def test_models_with_other_names(tmp_path):
     model = random_model(Chain(), LoraConfig(rank=1, alpha=2, bias="all"))
     names = {"first": "net.0", "second": "net.2"}
     model.save(tmp_path / "x", format="peft", rename=names)
-    assert config(tmp_path / "x")["target_modules"] == ["0", "2"]
+    assert config(tmp_path / "x")["target_modules"] == ["net.0", "net.2"]
     assert PREFIX + "net.0.base_layer.bias" in tensors(tmp_path / "x")[0]
     again = LoraModel.from_file(Chain(), tmp_path / "x", rename={"net.0": "first", "net.2": "second"})
     x = np.ones((2, 3), np.float32)

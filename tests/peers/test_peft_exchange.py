@@ -308,6 +308,32 @@ def test_a_grouped_convolution_both_ways(tmp_path):
     assert (tmp_path / "y" / "adapter_model.safetensors").read_bytes() == (tmp_path / "x" / "adapter_model.safetensors").read_bytes()
 
 
+def test_an_update_within_groups_goes_to_peft(tmp_path):
+    """What a grouped kernel can take up, PEFT computes too, though its A takes all channels."""
+    rng = np.random.default_rng(0)
+    record = {
+        "method": "lora",
+        "layer_type": "conv2d",
+        "shape": [18, 8],
+        "rank": 4,
+        "alpha": 2.0,
+        "scaling": 0.5,
+        "kernel": [3, 3],
+        "groups": 2,
+    }
+    tensors = {"grouped.lora_A": rng.standard_normal((18, 4)), "grouped.lora_B": rng.standard_normal((2, 8))}
+    state = AdapterState("default", {}, {name: array.astype(np.float32) for name, array in tensors.items()}, {"grouped": record})
+    save_adapter(tmp_path / "x", state, format="peft")
+    with warnings.catch_warnings(action="ignore"):  # that it cannot be merged
+        model = peft.PeftModel.from_pretrained(Others(), tmp_path / "x")
+    layer = model.base_model.model.grouped
+    kernel = torch.from_numpy(
+        dense_update(record, state.parameters()["grouped"]).reshape(3, 3, 2, 8).transpose(3, 2, 0, 1).astype(np.float32)
+    )
+    x = torch.randn(2, 4, 6, 6)
+    close(layer.base_layer(x) + nn.functional.conv2d(x, kernel, groups=2), layer(x))
+
+
 METHODS = {
     "adalora": peft.AdaLoraConfig(init_r=3, target_modules=["fc1", "fc2"], total_step=10),
     "vera": peft.VeraConfig(r=3, target_modules=["fc1", "fc2"]),
@@ -365,7 +391,7 @@ def test_suffixes_mean_just_the_adapted_layers(tmp_path):
         def __init__(self):
             super().__init__()
             self.layers = nn.ModuleList([TorchBlock() for _ in range(3)])
-            self.fc1 = nn.Linear(2, 2)
+            self.fc1, self.net = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
 
         def forward(self, x):
             return x
@@ -378,12 +404,41 @@ def test_suffixes_mean_just_the_adapted_layers(tmp_path):
 
     paths = [f"layers.{layer}.{name}" for layer in range(3) for name in ("fc1", "fc2")]
     shapes = {"fc1": (5, 7), "fc2": (7, 4)}
-    for chosen in (paths, paths[:2], paths[1::2], [*paths[::2], "fc1"], ["fc1"], paths[:1]):
+    for chosen in (paths, paths[:2], paths[1::2], [*paths[::2], "fc1"], ["fc1"], paths[:1], ["net.0"], ["net.0", "net.2"]):
         tensors, modules = {}, {}
         for path in chosen:
-            d, k = (2, 2) if path == "fc1" else shapes[path[-3:]]
+            d, k = shapes[path[-3:]] if path.startswith("layers") else (2, 2)
             tensors |= {f"{path}.lora_A": np.ones((d, 2), np.float32), f"{path}.lora_B": np.ones((2, k), np.float32)}
             modules[path] = {"method": "lora", "layer_type": "linear", "shape": [d, k], "rank": 2, "alpha": 2.0, "scaling": 1.0}
         save_adapter(tmp_path / "x", AdapterState("default", {}, tensors, modules), format="peft", base=Names())
         model = peft_load(Deep(), tmp_path / "x")
         assert {path for path, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")} == set(chosen)
+
+
+def test_targets_and_patterns_mean_what_they_mean_to_peft():
+    """Random configs over the modules of a model: which are wrapped, and which pattern gives the rank."""
+    from loratk_plugins.peft.config import PeftConfig
+    from loratk_plugins.peft.targets import _wraps
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    rng = np.random.default_rng(0)
+    parts = ["model", "layers", "blocks", "0", "1", "12", "attn", "q_proj", "fc", "lora_A"]
+    names = [".".join(rng.choice(parts, rng.integers(1, 6))) for _ in range(60)]
+    targets = ["fc", "q_proj", "attn.fc", "0.fc", "layers.0.fc", r".*(fc|q_proj)", r"model\.layers\.\d+\..*", r"(?!.*attn).*fc", "1", "x"]
+    patterns = ["fc", "q.proj", "^fc", r"layers\.\d+\.fc", "attn|fc", ".*fc", "layers.0.*", r"(\w+\.){2}fc", "lora_A"]
+    for _ in range(400):
+        text = bool(rng.random() < 0.4)
+        values = {"target_modules": str(rng.choice(targets)) if text else [str(target) for target in rng.choice(targets[:5], 2)]}
+        if rng.random() < 0.3:
+            values["exclude_modules"] = str(rng.choice(targets)) if rng.random() < 0.5 else [str(rng.choice(targets))]
+        if not text and rng.random() < 0.5:
+            values["layers_to_transform"] = [int(number) for number in rng.choice([0, 1, 12], 2)] if rng.random() < 0.7 else 1
+            if rng.random() < 0.5:
+                values["layers_pattern"] = ["layers", "blocks"][: rng.integers(1, 3)]
+        keys = [str(key) for key in rng.choice(patterns, 3)]
+        theirs, ours = LORA(**values), PeftConfig(values | {"rank_pattern": dict.fromkeys(keys, 2)})
+        for name in names:
+            assert _wraps(ours, name) == bool(check_target_module_exists(theirs, name)), (values, name)
+            found = ours._first("rank_pattern", name, None)[1]
+            assert (found or name) == get_pattern_key(list(ours.get("rank_pattern")), name)
