@@ -106,8 +106,8 @@ def _columns(modules: Sequence["ModuleReport"], columns: dict[str, Any]) -> None
     """A table of those columns that have something in them."""
     cells = {head: [text(module) for module in modules] for head, text in columns.items()}
     kept = {head: column for head, column in cells.items() if head not in OPTIONAL or any(cell not in ("", "-") for cell in column)}
-    right = [head for head in kept if head not in ("layer", "type", "method", "shape", "dtype", "", "% of energy, value by value")]
-    table(list(kept), list(zip(*kept.values(), strict=True)), right=right)
+    right = [head for head in kept if head not in ("layer", "type", "method", "shape", "dtype", "", "% of energy")]
+    table(list(kept), list(zip(*kept.values(), strict=True)), right=right, spare=SPARE)
 
 
 def _shape(shape: Any) -> str:
@@ -150,6 +150,7 @@ NORMS = {
     "dtype": lambda module: module.dtype,
     "parameters": lambda module: f"{module.parameters:,}",
 }
+SPARE = ("parameters", "type", "dtype", "|A|", "|B|", "method", "50 % in", "% of energy", "largest", "shape", "alpha")
 OPTIONAL = ("type", "of |W|", "")
 SPECTRUM = {
     "layer": lambda module: module.name,
@@ -158,6 +159,6 @@ SPECTRUM = {
     "largest": lambda module: _number(module.spectrum.values[0] if module.spectrum.values else 0.0),
     "50 % in": lambda module: str(module.spectrum.half),
     "99 % in": lambda module: str(module.spectrum.most),
-    "% of energy, value by value": _energies,
+    "% of energy": _energies,
     "": lambda module: "spike" if module.spectrum.spike else "",
 }

@@ -8,30 +8,37 @@ from typing import Any
 import click
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print a table; the columns named in `right` are aligned at the right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), spare: Sequence[str] = ()) -> None:
+    """Print a table; the columns named in `right` are aligned at the right, those in `spare` go first where a terminal is too narrow."""
     rows = [[clean(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _drawn(head, rows, right)
-        return
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    if sys.stdout.isatty():
+        _drawn(head, rows, widths, right, spare)
+        return
     for row in (head, *rows):
         cells = (cell.rjust(width) if name in right else cell.ljust(width) for cell, width, name in zip(row, widths, head, strict=True))
         click.echo("  ".join(cells).rstrip())
 
 
-def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], right: Sequence[str], spare: Sequence[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    needed, left_out = dict(zip(head, widths, strict=True)), []
+    for name in spare:
+        if sum(needed.values()) + 3 * len(needed) > console.width and needed.pop(name, None) is not None:
+            left_out.append(name)
     drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in head:
+    for name in needed:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*map(Text, row))
-    Console().print(drawn)
+        drawn.add_row(*(Text(cell) for name, cell in zip(head, row, strict=True) if name in needed))
+    console.print(drawn)
+    if left_out:
+        click.echo(f"Not shown for want of width: {', '.join(left_out)}.")
 
 
 def clean(text: str, limit: int | None = None) -> str:

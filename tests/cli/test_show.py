@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from loratk.cli.show import clean, counting, track, working
+from loratk.cli.show import clean, counting, table, track, working
 
 
 class Terminal(io.StringIO):
@@ -52,6 +52,20 @@ def test_working(stderr):
     with working("converting"):
         pass
     assert ("converting" in file.getvalue()) == file.isatty() == bool(file.getvalue())
+
+
+def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
+    rows = [("a.long.name.of.a.layer", "12345", "float32")]
+    for width, want in ((80, True), (36, False)):
+        file = Terminal()
+        monkeypatch.setattr("sys.stdout", file)
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("TERM", "xterm")
+        table(("layer", "rank", "dtype"), rows, right=["rank"], spare=["dtype"])
+        assert "a.long.name.of.a.layer" in file.getvalue()
+        assert "12345" in file.getvalue()
+        assert ("float32" in file.getvalue()) == want
+        assert ("Not shown for want of width: dtype." in file.getvalue()) != want
 
 
 def test_clean():
