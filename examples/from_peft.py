@@ -53,8 +53,7 @@ def main(folder: Path) -> None:
 
     # Back to PEFT, with its names: PeftModel.from_pretrained takes the folder. And into one HDF5 file.
     theirs = {ours: name for name, ours in NAMES.items()}
-    for note in model.save(folder / "ours", format="peft", rename=theirs, options={"task_type": "SEQ_CLS"}):
-        print(note)
+    model.save(folder / "ours", format="peft", rename=theirs, options={"task_type": "SEQ_CLS"})
     config = json.loads((folder / "ours" / "adapter_config.json").read_text())
     print({key: config[key] for key in ("r", "lora_alpha", "alpha_pattern", "target_modules", "task_type")})
     model.save(folder / "ours.h5")

@@ -360,9 +360,9 @@ class LoraModel(Module):
         format: str | None = None,
         rename: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
-    ) -> list[str]:
-        """Write adapters (a name, names, or all) to one file or folder of any format; see `loratk.lora.files.save`."""
-        return files.save(self, path, adapters=adapters, metadata=metadata, format=format, rename=rename, options=options)
+    ) -> None:
+        """Write adapters (a name, names, or all) to one file or folder of any format; see `loratk.lora.files.save`, which returns notes."""
+        files.save(self, path, adapters=adapters, metadata=metadata, format=format, rename=rename, options=options)
 
     def load(self, path: str | Path, *, adapters: Sequence[str] | str | None = None, check_base: bool = True, **how: Any) -> list[str]:
         """Add adapters of a file or folder of any format (a name, names, or all), not active yet; see `loratk.lora.files.load`."""
