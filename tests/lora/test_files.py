@@ -1,13 +1,14 @@
 """Adapters of a model to and from files: the same bits, on the right base, or an error that lists every fault."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from loratk import AdapterState, LoraConfig, LoraModel, build_registry, read_adapters, write_adapters
-from loratk.errors import FormatError, LoratkError, StateError, StoreError, UnknownNameError
-from loratk.nn import MLP
+from loratk.errors import ConfigError, FormatError, LoratkError, StateError, StoreError, UnknownNameError
+from loratk.nn import MLP, Conv2d, Linear, Module
 
 SIZES = [12, 10, 8]
 
@@ -190,3 +191,63 @@ def test_a_single_name_is_a_name(model, path):
     assert LoraModel(base()).load(path, adapters="task-a") == ["task-a"]
     with pytest.raises(UnknownNameError, match="'task'"):
         model.save(path, adapters="task")
+
+
+def test_other_names_in_the_file(model, path):
+    model.save(path, rename={"0": "encoder.fc", "2": "encoder.out"})
+    assert {module for state in read_adapters(path, stores=build_registry().stores) for module in state.modules} == {
+        "encoder.fc",
+        "encoder.out",
+    }
+    again = LoraModel(base())
+    assert again.load(path, rename={"encoder.fc": "0", "encoder.out": "2"}) == ["task-a", "task-b"]
+    for name in model.adapters:
+        same(model.state(name), again.state(name))
+    with pytest.raises(ConfigError, match=r"'decoder' is neither a module nor the beginning of one"):
+        LoraModel(base()).load(path, rename={"decoder": "0"})
+
+
+def test_a_format_by_name_and_its_options(model, tmp_path):
+    model.save(tmp_path / "adapters.bin", format="hdf5")
+    assert LoraModel(base()).load(tmp_path / "adapters.bin") == ["task-a", "task-b"]
+    with pytest.raises(FormatError):
+        LoraModel(base()).load(tmp_path / "adapters.bin", format="npz")
+    with pytest.raises(UnknownNameError, match="no format named 'nothing'"):
+        model.save(tmp_path / "x", format="nothing")
+    with pytest.raises(ConfigError, match="has no option 'nothing'"):
+        model.save(tmp_path / "x.npz", options={"nothing": 1})
+
+
+def test_the_record_of_a_convolution_has_its_window(tmp_path):
+    class Net(Module):
+        def __init__(self):
+            self.conv = Conv2d(3, 4, (3, 1), rng=0)
+
+    adapter_path = tmp_path / "conv.npz"
+    model = LoraModel.adapt(Net(), LoraConfig(rank=2, targets="conv"))
+    model.save(adapter_path)
+    record = read_adapters(adapter_path, stores=build_registry().stores)[0].modules["conv"]
+    assert (record["layer_type"], record["shape"], record["kernel"]) == ("conv2d", [9, 4], [3, 1])
+    assert LoraModel(Net()).load(adapter_path) == ["default"]
+
+
+def test_a_file_without_a_config_gets_the_one_that_means_its_modules_alone(tmp_path):
+    class Net(Module):
+        def __init__(self):
+            self.fc, self.block = Linear(3, 4, rng=0), MLP([4, 4, 2], rng=0)
+            self.inner = Module()
+            self.inner.fc = Linear(3, 4, rng=1)
+
+    model = LoraModel.adapt(Net(), LoraConfig(rank=1, targets="re:fc"))
+    model.save(tmp_path / "x.npz")
+    stores = build_registry().stores
+    (state,) = read_adapters(tmp_path / "x.npz", stores=stores)
+    write_adapters(tmp_path / "x.npz", [replace(state, config={})], stores=stores)
+    again = LoraModel(Net())
+    again.load(tmp_path / "x.npz")
+    assert list(again.layers) == ["fc"]
+    same(model.state(), again.state())
+    modules = {"fc": state.modules["fc"] | {"layer_type": "embedding", "scaling": 3.0}}
+    write_adapters(tmp_path / "x.npz", [replace(state, config={}, modules=modules)], stores=stores)
+    with pytest.raises(FormatError, match="'fc' is of the layer type 'embedding' in the file, and 'linear' in the model"):
+        LoraModel(Net()).load(tmp_path / "x.npz")
