@@ -379,6 +379,12 @@ class _Plan:
         self._arrays.append(np.ascontiguousarray(array))
         return address(self._arrays[-1])
 
+    def holds(self, links, biased):
+        """Whether it was made of these links."""
+        if len(self.links) == len(links) and all(map(is_, self.links, links)):
+            return True
+        return not biased and all(all(map(is_, self.links[i::4], links[i::4])) for i in (0, 2, 3)) and len(self.links) == len(links)
+
     def turn(self, need_x):
         """Have the weights packed for the backward pass that needs them."""
         for i in range(0 if need_x else 1, len(self.table)):
@@ -386,10 +392,10 @@ class _Plan:
         self.turned = 1 + need_x
 
 
-def _plan(links, scalings, relus):
-    """The plan of these links, kept with the first weight while all is the same."""
+def _plan(links, scalings, relus, *, biased=True):
+    """The plan of these links, kept with the first weight while all is the same; the biases count only if `biased`."""
     plan = links[0].plan
-    if plan is None or len(plan.links) != len(links) or not all(map(is_, plan.links, links)) or plan.options != (scalings, relus):
+    if plan is None or plan.options != (scalings, relus) or not plan.holds(links, biased):
         plan = _Plan(links, scalings, relus)
         if all(link is None or not isinstance(link, np.ndarray) or link.flags.c_contiguous for link in links):
             links[0].plan = plan  # not where values were copied, which may change
@@ -424,7 +430,7 @@ def lora_chain(x, *links, scalings, relus):
 
 def lora_chain_grad(g, x, y, kept, *links, scalings, relus, need_x=True):
     """Gradients of `lora_chain` for x (None if not `need_x`), then A and B of each layer that has them."""
-    plan, n = _plan(links, scalings, relus), x.shape[0]
+    plan, n = _plan(links, scalings, relus, biased=False), x.shape[0]
     if plan.turned < 1 + need_x:
         plan.turn(need_x)
     g, x, y = (np.ascontiguousarray(each).reshape(-1) for each in (g, x, y))
