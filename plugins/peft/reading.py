@@ -89,7 +89,7 @@ def _keys(adapter: Adapter) -> dict[Key, str]:
             continue
         if key.parameter == "lora_magnitude_vector":
             key = Key(key.module, key.parameter, "")
-        if ".original_module" in f".{key.module}":
+        if not key.parameter and "original_module" in key.module.split("."):
             adapter.notes.append(f"{source!r} was left out: it is the base's own, beside the module that replaces it")
         elif key not in keys:
             keys[key] = source

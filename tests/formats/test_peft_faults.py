@@ -37,7 +37,7 @@ def test_what_training_programs_leave_in_names(rename, note, tmp_path):
 
 def test_modules_whose_names_are_like_peft_s_own(tmp_path):
     shape = (3, 4, 2, 2.0)
-    names = ["lora", "lora_A", "base_layer_2.lora_B", "module.fc", "model.base_model.fc", "default", "weight"]
+    names = ["lora", "lora_A", "base_layer_2.lora_B", "module.fc", "model.base_model.fc", "default", "weight", "original_module"]
     save_adapter(tmp_path / "x", state_of(dict.fromkeys(names, shape)), format="peft")
     assert set(read(tmp_path / "x").modules) == set(names)
 
