@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from ..errors import FormatError
 from .seal import append_seal
 from .store import COMPRESSION, Option, Reader, StoreBase, compression_level
 
@@ -58,16 +59,20 @@ class Hdf5Store(StoreBase):
     @contextmanager
     def open(self, path: Path) -> Iterator[Reader]:
         """The file for lazy reading: its structure is checked now, the bytes of an array when it is read."""
+        from .hdf5_check import ObjectCheck
         from .hdf5_file import CheckedFile, open_tree
         from .hdf5_reader import Hdf5Reader
 
         with ExitStack() as stack:
             file = stack.enter_context(CheckedFile(path, _ADVICE))
             with file.guard(self.name):
+                check = ObjectCheck(file)
+                if (fault := check.root()) is not None:
+                    raise FormatError(f"'{path}' holds what a loratk file must not hold (docs/format.md): its root group {fault}")
                 tree = stack.enter_context(open_tree(file))
                 if SEAL_MARK in tree.attrs:
                     file.require_seal()
-                reader = Hdf5Reader(tree, file)
+                reader = Hdf5Reader(tree, file, check)
             yield reader
 
 

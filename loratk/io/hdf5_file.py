@@ -5,18 +5,14 @@ from __future__ import annotations
 import atexit
 import io
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import h5py
 
+from .hdf5_strings import heap_fault
 from .seal import SealedFile
-
-HEAP_HEAD = 16
-HEAP_LIMIT = 256 << 20
-"""Bytes of the largest collection of strings that is read."""
 
 _trees: set[h5py.File] = set()
 
@@ -58,36 +54,9 @@ class CheckedFile(SealedFile):
         count = super().readinto(buffer)
         if count < memoryview(buffer).nbytes:
             raise self.damaged("it ends before the data that it announces")
-        if bytes(memoryview(buffer).cast("B")[:4]) == b"GCOL" and _is_endless(self._heap(start)):
-            raise self.damaged(f"the heap of strings at byte {start} is damaged")
+        if bytes(memoryview(buffer).cast("B")[:4]) == b"GCOL" and (fault := heap_fault(self, start)) is not None:
+            raise self.damaged(f"it {fault}")
         return count
-
-    def _heap(self, start: int) -> memoryview:
-        """The whole collection of a heap, of which HDF5 reads the beginning first, and then the rest alone."""
-        end = self.tell()
-        self.seek(start)
-        head = bytearray(HEAP_HEAD)
-        super().readinto(head)
-        size = int.from_bytes(head[8:], "little")
-        if size > min(HEAP_LIMIT, self.size - start):
-            raise self.damaged(f"the heap of strings at byte {start} announces {size} bytes")
-        self.seek(start)
-        heap = bytearray(size)
-        super().readinto(heap)
-        self.seek(end)
-        return memoryview(heap)
-
-
-def _is_endless(heap: memoryview) -> bool:
-    """Whether walking a global heap collection (HDF5 file format 3.0, III.E) would not move on, or past 2**64 and back."""
-    at = HEAP_HEAD
-    while at + 16 <= len(heap):
-        index, size = struct.unpack_from("<H6xQ", heap, at)
-        step = 16 + size if index else size  # the free space, index 0, counts its own header
-        if not 16 <= step < 1 << 63:
-            return True
-        at += -(-step // 8) * 8
-    return False
 
 
 class Sink(io.RawIOBase):

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import FormatError, StateError, faults
 from .bfloat16 import to_float32
 from .hdf5 import Hdf5Store
-from .hdf5_strings import string_length, string_lengths
+from .hdf5_check import ObjectCheck
 from .names import RESERVED, dtype_fault, name_fault, text_fault
 from .seal import SealedFile
 from .store import bomb_fault, check_known
@@ -24,11 +24,12 @@ FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle", 
 class Hdf5Reader:
     """An open HDF5 file that has passed the checks."""
 
-    def __init__(self, tree: h5py.File, file: SealedFile) -> None:
+    def __init__(self, tree: h5py.File, file: SealedFile, check: ObjectCheck) -> None:
         self.strings: dict[str, str] = {}
         self.bfloat16: set[str] = set()
         """The arrays that the file holds as bfloat16; they read as float32."""
         self._tree, self._file = tree, file
+        self._check = check
         self._datasets: dict[str, h5py.Dataset] = {}
         found = list(self._walk())
         if found:
@@ -87,6 +88,9 @@ class Hdf5Reader:
                 if not isinstance(link, h5py.HardLink):
                     yield f"{name!r} is a {'soft' if isinstance(link, h5py.SoftLink) else 'external'} link"
                     continue
+                if (fault := self._check.fault(group.id.links.get_info(key.encode()).u)) is not None:
+                    yield f"{name!r} {fault}"
+                    continue
                 item = group[key]
                 if isinstance(item, h5py.Dataset):
                     yield from self._add(name, item)
@@ -102,9 +106,6 @@ class Hdf5Reader:
             yield f"with all its names it {fault}"
 
     def _read_strings(self, path: str, group: h5py.Group) -> Iterator[str]:
-        if (fault := self._length_fault(group)) is not None:
-            yield f"the group '/{path}' {fault}"
-            return
         for key in sorted(group.attrs, key=str):
             name = f"{path}/{key}" if path else key
             if isinstance(key, bytes) or "/" in key or key.startswith(RESERVED) or name_fault(name) is not None:
@@ -123,22 +124,11 @@ class Hdf5Reader:
             else:
                 self.strings[name] = value
 
-    def _length_fault(self, item: h5py.HLObject) -> str | None:
-        """Whether a string in an object is longer than the file, for which HDF5 would take memory all the same."""
-        lengths = list(string_lengths(self._file, h5py.h5o.get_info(item.id).addr))
-        if isinstance(item, h5py.Dataset) and item.dtype.kind == "O" and (place := item.id.get_offset()) is not None:
-            lengths.append(string_length(self._file, place))
-        longest = max(lengths, default=0)
-        return f"announces a string of {longest} bytes in a file of {self._file.size}" if longest > self._file.size else None
-
     def _add(self, name: str, dataset: h5py.Dataset) -> Iterator[str]:
         try:
             dtype = dataset.dtype
         except TypeError as error:
             yield f"{name!r} has a type that NumPy does not know ({error})"
-            return
-        if (fault := self._length_fault(dataset)) is not None:
-            yield f"{name!r} {fault}"
             return
         if h5py.check_string_dtype(dtype) is not None and dataset.shape == ():
             value = _text(dataset[()])

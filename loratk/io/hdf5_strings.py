@@ -1,83 +1,47 @@
-"""How long the strings of an HDF5 object claim to be, read before HDF5 takes memory for them.
+"""Strings of variable length in an HDF5 file, looked at by Python before HDF5 reads them.
 
-HDF5 2.0 takes and clears as many bytes as the descriptor of a string says, up to 4 GiB, and only then finds that no such string is there.
-Sections and message numbers are those of the HDF5 file format specification, version 3.0.
+HDF5 2.0 takes and clears as many bytes as the descriptor of a string says, up to 4 GiB, before it looks for the string; and it walks a heap
+of strings for ever where an object in it has no size. Sections are those of the HDF5 file format specification, version 3.0.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
+from .hdf5_headers import datatype_class, piece
 from .seal import SealedFile
 
-_CONTINUATION, _ATTRIBUTE = 0x10, 0x0C
-_VARIABLE_LENGTH = 9  # class of datatype
-_MOST_BLOCKS = 1000
+HEAD = 16
+LIMIT = 256 << 20
+"""Bytes of the largest heap of strings that is read."""
+DESCRIPTOR = struct.Struct("<IQI")  # III.E: length of the string, place of its heap, number of the object in it
+VARIABLE_LENGTH = 9  # class of datatype
 
 
-def string_lengths(file: SealedFile, address: int) -> Iterator[int]:
-    """Of each attribute of variable length in the object header at an address. Attributes kept in a heap of their own are not seen."""
-    start = file.tell()
-    try:
-        for kind, body in _messages(file, address):
-            if kind == _ATTRIBUTE and (length := _length(body)) is not None:
-                yield length
-    finally:
-        file.seek(start)
-
-
-def string_length(file: SealedFile, place: int) -> int:
-    """Of the string whose descriptor (III.E) lies at a place."""
-    start = file.tell()
-    length = int.from_bytes(_bytes(file, place, 4), "little")
-    file.seek(start)
-    return length
-
-
-def _messages(file: SealedFile, address: int) -> Iterator[tuple[int, bytes]]:
-    """Type and body of the messages of a header (IV.A.1), with those of its continuations."""
-    head = _bytes(file, address, 34)
-    second = head[:4] == b"OHDR"
-    if second:  # IV.A.1.b
-        flags = head[5]
-        at = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
-        width = 1 << (flags & 3)
-        blocks = [(address + at + width, int.from_bytes(head[at : at + width], "little"))]
-        step, form = 4 + 2 * bool(flags & 4), "<BH"
-    else:  # IV.A.1.a
-        blocks = [(address + 16, int.from_bytes(head[8:12], "little"))]
-        step, form = 8, "<HH"
-    for place, size in blocks:
-        block, at = _bytes(file, place, size), 0
-        while at + step <= len(block):
-            kind, length = struct.unpack_from(form, block, at)
-            body = block[at + step : at + step + length]
-            at += step + length
-            if kind == _CONTINUATION and len(body) >= 16 and len(blocks) < _MOST_BLOCKS:
-                place, size = struct.unpack_from("<QQ", body)
-                blocks.append((place + 4, size - 8) if second else (place, size))  # without "OCHK" and the checksum
-            yield kind, body
-
-
-def _length(body: bytes) -> int | None:
-    """Of the string of an attribute message (IV.A.2.m), or None where its type is another."""
+def in_attribute(file: SealedFile, body: bytes) -> bytes | None:
+    """The descriptor of a string in the body of an attribute message (IV.A.2.m), or None where its type is another."""
     if len(body) < 8:
         return None
-    version, _, name, kind, space = struct.unpack_from("<BBHHH", body)
-    at = 8 + (version == 3)
+    version, flags, name, kind, space = struct.unpack_from("<BBHHH", body)
     name, kind, space = (-(-size // 8) * 8 if version == 1 else size for size in (name, kind, space))
-    if body[at + name : at + name + 1] and body[at + name] & 15 != _VARIABLE_LENGTH:
+    at = 8 + (version == 3) + name
+    if datatype_class(file, body[at : at + kind], version > 1 and bool(flags & 1)) != VARIABLE_LENGTH:
         return None
-    data = body[at + name + kind + space :][:4]
-    return int.from_bytes(data, "little")
+    at += kind + space
+    return body[at : at + DESCRIPTOR.size]
 
 
-def _bytes(file: SealedFile, place: int, size: int) -> bytes:
-    """At most so many bytes at a place; none where it is not in the file."""
-    if not 0 <= place < file.size or size <= 0:
-        return b""
-    file.seek(place)
-    buffer = bytearray(min(size, file.size - place))
-    SealedFile.readinto(file, buffer)
-    return bytes(buffer)
+def heap_fault(file: SealedFile, place: int) -> str | None:
+    """What is wrong with the heap of strings at a place (III.E): its size, or objects over which a walk would not come to its end."""
+    head = piece(file, place, HEAD)
+    size = int.from_bytes(head[8:], "little")
+    if head[:4] != b"GCOL" or not HEAD <= size <= min(LIMIT, file.size - place):
+        return f"has strings in a heap at byte {place}, where there is none, or one of {size} bytes"
+    heap, at = piece(file, place, size), HEAD
+    while at + 16 <= size:
+        index, length = struct.unpack_from("<H6xQ", heap, at)
+        step = -(-(16 + length) // 8) * 8 if index else length  # the free space, index 0, counts its own header
+        if not 16 <= step < 1 << 63 or step % 8:
+            return f"has strings in the heap at byte {place}, which is damaged"
+        at += step
+    return None

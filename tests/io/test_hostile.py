@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -15,9 +17,9 @@ from loratk.errors import FormatError, LoratkError
 from loratk.exchange import AdapterState, Checkpoint, load_adapter, save_adapter
 from loratk.io import Hdf5Store, NpzStore, SafetensorsStore, write_safetensors
 from loratk.io.builtin import register_stores
-from loratk.io.hdf5_file import CheckedFile
-from loratk.io.hdf5_strings import string_lengths
-from loratk.io.seal import append_seal
+from loratk.io.hdf5_headers import messages
+from loratk.io.hdf5_strings import in_attribute
+from loratk.io.seal import SealedFile, append_seal
 from loratk.plugins import default_registry
 
 STORES = {store.name: store for store in register_stores()}
@@ -223,19 +225,33 @@ def test_many_small_shape_bombs(tmp_path):
 TEXT = "a string that can be found in the file" * 3
 
 
-def _with_text(path, where, **options):
-    with h5py.File(path, "w", **options) as file:
+def _with_text(path, where):
+    with h5py.File(path, "w") as file:
         file.attrs["__loratk_seal__"] = "1"
         item = file.create_group("group") if where == "group" else file.create_dataset("a", data=np.zeros(3)) if where == "array" else file
         if where == "dataset":
             file["text"] = TEXT
+        elif where in ("compact dataset", "dataset of a named type"):
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            if where == "compact dataset":
+                layout.set_layout(h5py.h5d.COMPACT)
+            file["type"] = h5py.string_dtype()
+            kind = file["type"].id if "named" in where else h5py.h5t.py_create(h5py.string_dtype(), logical=True)
+            made = h5py.Dataset(h5py.h5d.create(file.id, b"text", kind, h5py.h5s.create(h5py.h5s.SCALAR), layout))
+            made[()] = TEXT
+        elif where == "attribute of a named type":
+            file["type"] = h5py.string_dtype()
+            file.attrs.create("text", TEXT, dtype=file["type"])
         else:
             item.attrs["sha256"] = TEXT
     return path.read_bytes()
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-@pytest.mark.parametrize("where", ["root", "group", "array", "dataset"])
+@pytest.mark.parametrize(
+    "where",
+    ["root", "group", "array", "dataset", "compact dataset", "dataset of a named type", "attribute of a named type"],
+)
 def test_a_string_that_claims_gigabytes(sealed, where, tmp_path):
     """HDF5 would take and clear as much memory before it looks for the string."""
     whole = _with_text(tmp_path / "x", where)
@@ -259,8 +275,9 @@ def test_lengths_of_strings_are_found_in_every_layout(libver, more, tmp_path):
             file.attrs[f"number{at}"] = at
         file.attrs["text"] = TEXT
         address = h5py.h5o.get_info(file["/"].id).addr
-    with CheckedFile(tmp_path / "x") as file:
-        got = list(string_lengths(file, address))
+    with SealedFile(tmp_path / "x") as file:
+        bodies = [in_attribute(file, body) for kind, _, body in messages(file, address) if kind == 0x0C]
+    got = [int.from_bytes(descriptor[:4], "little") for descriptor in bodies if descriptor]
     assert got == ([len(TEXT)] if libver == "earliest" or more < 8 else [])
     assert Hdf5Store().read(tmp_path / "x").strings["text"] == TEXT
 
@@ -282,6 +299,104 @@ def test_a_group_in_itself_and_a_long_chain(tmp_path):
         group["back"] = file["/"]
     message = refused(tmp_path / "x", format="hdf5")
     assert "is longer than 4096 bytes" in message
+
+
+def _nodes(whole, kind):
+    """Places and levels of the nodes of trees of one kind."""
+    at = -1
+    while (at := whole.find(b"TREE", at + 1)) >= 0:
+        if whole[at + 4] == kind:
+            yield at, whole[at + 5]
+
+
+def _groups(file):
+    for at in range(400):
+        file.create_group(f"g{at:04d}")
+
+
+def _chunks(file):
+    file.create_dataset("a", (4000,), "f8", chunks=(4,))[:] = 1
+
+
+def _to_itself(whole, kind, key):
+    at = next(at for at, level in _nodes(whole, kind) if level)
+    struct.pack_into("<Q", whole, at + 24 + key, at)
+
+
+def _two_to_one(whole, kind, key):
+    at = next(at for at, level in _nodes(whole, kind) if level)
+    whole[at + 24 + key + key + 8 : at + 24 + key + key + 16] = whole[at + 24 + key : at + 24 + key + 8]
+
+
+def _out_of_the_file(whole, kind, key):
+    at = next(at for at, level in _nodes(whole, kind) if level)
+    struct.pack_into("<Q", whole, at + 24 + key, 1 << 40)
+
+
+def _leaf_twice(whole, kind, key):
+    for at in [at for at, level in _nodes(whole, kind) if not level and whole[at + 6] > 1]:
+        whole[at + 24 + key + key + 8 : at + 24 + key + key + 16] = whole[at + 24 + key : at + 24 + key + 8]
+
+
+def _sibling(whole, kind, key):
+    for at, _ in list(_nodes(whole, kind)):
+        struct.pack_into("<QQ", whole, at + 8, at, at)
+
+
+def _free_list(whole, kind, key):
+    at = whole.index(b"HEAP")
+    _, free, data = struct.unpack_from("<QQQ", whole, at + 8)
+    struct.pack_into("<QQ", whole, data + free, free, 16)
+
+
+TREES = [
+    (_groups, 0, 8, _to_itself, "has a tree that is damaged"),
+    (_groups, 0, 8, _two_to_one, "has a tree that is damaged"),
+    (_groups, 0, 8, _out_of_the_file, "has a tree that leads out of the file"),
+    (_groups, 0, 8, _leaf_twice, "has a tree with a leaf reached twice"),
+    (_groups, 0, 8, _sibling, None),
+    (_groups, 0, 8, _free_list, "keeps its names in a heap that is damaged"),
+    (_chunks, 1, 24, _to_itself, "'a' has a tree that is damaged"),
+    (_chunks, 1, 24, _two_to_one, "'a' has a tree that is damaged"),
+    (_chunks, 1, 24, _out_of_the_file, "'a' has a tree that leads out of the file"),
+    (_chunks, 1, 24, _sibling, None),
+]
+READ = """
+import sys
+from loratk.errors import FormatError
+from loratk.io import Hdf5Store
+try:
+    print(len(Hdf5Store().read(sys.argv[1]).arrays))
+except FormatError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("build", "kind", "key", "harm", "said"), TREES)
+def test_trees_without_end(build, kind, key, harm, said, tmp_path):
+    """HDF5 would follow them until the stack or the memory ends, so a process of its own reads them."""
+    with h5py.File(tmp_path / "x", "w") as file:
+        build(file)
+    whole = bytearray((tmp_path / "x").read_bytes())
+    harm(whole, kind, key)
+    (tmp_path / "x").write_bytes(whole)
+    run = subprocess.run([sys.executable, "-c", READ, tmp_path / "x"], capture_output=True, text=True, check=False, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert said is None or said in run.stdout
+
+
+def test_large_sound_trees(tmp_path):
+    """Trees of several levels, in the old layout and the new ones."""
+    for libver in ("earliest", "v108", "latest"):
+        with h5py.File(tmp_path / "x", "w", libver=libver) as file:
+            for at in range(3000):
+                file[f"g{at}/a"] = at
+            file.create_dataset("chunks", data=np.arange(20_000), chunks=(3,), maxshape=(None,))
+            for at in range(0, 3000, 7):
+                del file[f"g{at}"]
+        got = Hdf5Store().read(tmp_path / "x").arrays
+        assert len(got) == 1 + 3000 - len(range(0, 3000, 7))
+        assert (got["chunks"] == np.arange(20_000)).all()
 
 
 # -- the index of a base ----------------------------------------------------------------------------------------------

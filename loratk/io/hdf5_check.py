@@ -1,0 +1,78 @@
+"""An object of an HDF5 file, checked by Python before HDF5 opens it: what HDF5 trusts there can crash it, hang it or take all memory.
+
+This covers the layout that HDF5 writes unless asked for a newer one, as loratk, h5py, Keras and MATLAB do. Of the newer layouts (heaps for
+many attributes or links, other indexes of chunks), which carry checksums, it sees the headers alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from .hdf5_headers import DATATYPE, datatype_class, messages, piece, root_address
+from .hdf5_strings import DESCRIPTOR, VARIABLE_LENGTH, in_attribute
+from .hdf5_strings import heap_fault as strings_fault
+from .hdf5_trees import CHUNKS, GROUP, heap_fault, tree_fault
+from .seal import SealedFile
+
+_LAYOUT, _ATTRIBUTE, _SYMBOL_TABLE = 0x08, 0x0C, 0x11
+_COMPACT, _CONTIGUOUS, _CHUNKED = range(3)
+
+
+class ObjectCheck:
+    """Checks of the objects of one file; each object, and each heap of strings, is walked once."""
+
+    def __init__(self, file: SealedFile) -> None:
+        self._file = file
+        self._objects: dict[int, str | None] = {}
+        self._sound: set[int] = set()
+
+    def root(self) -> str | None:
+        """What is wrong with the root group. Raises ValueError where it cannot be found."""
+        return self.fault(root_address(self._file))
+
+    def fault(self, address: int) -> str | None:
+        """What is wrong with the object whose header is at an address, or None."""
+        if address not in self._objects:
+            self._objects[address] = next(filter(None, self._faults(address)), None)
+        return self._objects[address]
+
+    def _faults(self, address: int) -> Iterator[str | None]:
+        found = list(messages(self._file, address))
+        kinds = {datatype_class(self._file, body, shared) for number, shared, body in found if number == DATATYPE}
+        for number, _, body in found:
+            if number == _ATTRIBUTE and (descriptor := in_attribute(self._file, body)) is not None:
+                yield self._string(descriptor)
+            elif number == _SYMBOL_TABLE and len(body) >= 16:
+                tree, heap = struct.unpack_from("<QQ", body)
+                yield tree_fault(self._file, tree, GROUP, 8)
+                yield heap_fault(self._file, heap)
+            elif number == _LAYOUT:
+                yield self._layout(body, VARIABLE_LENGTH in kinds)
+
+    def _layout(self, body: bytes, text: bool) -> str | None:
+        """A dataset's tree of chunks, or the string that is all it holds (IV.A.2.i)."""
+        body = body.ljust(32, b"\0")
+        old = body[0] < 3
+        way, axes, at = (body[2], body[1], 8) if old else (body[1], body[2], 3 if body[1] == _CHUNKED else 2)
+        place = int.from_bytes(body[at : at + 8], "little")
+        if way == _CHUNKED and body[0] <= 3:
+            return tree_fault(self._file, place, CHUNKS, 8 + 8 * axes)
+        if not text or way not in (_COMPACT, _CONTIGUOUS):
+            return None
+        start = 8 + 4 * axes + 4 if old else 4
+        if way == _CONTIGUOUS:  # where nothing is written yet, there is no such place
+            return self._string(piece(self._file, place, DESCRIPTOR.size).ljust(DESCRIPTOR.size, b"\0"))
+        return self._string(body[start : start + DESCRIPTOR.size])
+
+    def _string(self, descriptor: bytes) -> str | None:
+        if len(descriptor) < DESCRIPTOR.size:
+            return "has a string cut short"
+        length, heap, _ = DESCRIPTOR.unpack(descriptor)
+        if length > self._file.size:
+            return f"announces a string of {length} bytes in a file of {self._file.size}"
+        if not length or heap in self._sound:
+            return None
+        if (fault := strings_fault(self._file, heap)) is None:
+            self._sound.add(heap)
+        return fault
