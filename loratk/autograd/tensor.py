@@ -271,9 +271,13 @@ def apply(op: str, *operands: Any, **options: Any) -> Tensor:
     if modes.anomaly:
         check_finite(K, value, f"The result of op {op!r}")
     trains = True in needs and modes.recording
-    result = Tensor.__new__(Tensor)  # a kernel's result needs none of the checks of the constructor
-    result.data, result.backend, result.requires_grad, result.grad = value, K, trains, None
-    result._node = record(op, K, operands, needs, out, args, options) if trains else None
+    return made(K, value, record(op, K, operands, needs, out, args, options) if trains else None)
+
+
+def made(K: Backend, array: Any, node: Node | None = None) -> Tensor:
+    """The tensor of a kernel's result, which needs none of the checks of the constructor, and of the node that made it."""
+    result = Tensor.__new__(Tensor)
+    result.data, result.backend, result.requires_grad, result.grad, result._node = array, K, node is not None, None, node
     return result
 
 

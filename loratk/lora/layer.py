@@ -63,7 +63,7 @@ class LoraLayer(Module):
         self.base, self.layer_type, self.name = base, layer_type, name
         self.adapters = Module()
         self._registry = registry
-        self.active: dict[str, float] = {}
+        self.active: Mapping[str, float] = {}  # replaced, never changed: setting it is what a kept chain notices
         self.enabled = True
         self.merged: dict[str, float] | None = None
         self._originals: list[tuple[Parameter, Any, Backend]] = []
@@ -121,7 +121,7 @@ class LoraLayer(Module):
         self._no_merge("remove an adapter")
         self.adapter(name)
         delattr(self.adapters, name)
-        self.active.pop(name, None)
+        self.active = {other: weight for other, weight in self.active.items() if other != name}
 
     def activate(self, active: Active) -> None:
         """Choose the active adapters: a name, names, or a mapping of names to weights (1 otherwise); none if empty."""

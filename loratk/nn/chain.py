@@ -1,10 +1,16 @@
-"""Chains: neighbouring layers of which each is a product with a frozen matrix, maybe with an adapter, go through one op."""
+"""Chains: neighbouring layers of which each is a product with a frozen matrix, maybe with an adapter, go through one op.
 
-from collections.abc import Sequence
+Asking the modules of a small network what they are took as long as half of its forward pass, so what they say is kept while nothing
+about any module changes (`version`).
+"""
+
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..autograd import Tensor, ops
+from ..autograd import Tensor
 from ..autograd.modes import modes
+from ..autograd.ops.lora import LoraChain
+from .version import version
 
 if TYPE_CHECKING:
     from .module import Module
@@ -26,40 +32,66 @@ RELU = "relu"
 """What a module says of itself that computes max(x, 0)."""
 
 
-def run(modules: Sequence["Module"], x: Any) -> Any:
-    """The last module of the one before ... of the first of x, chains of them as one op each."""
-    links = [module.link() for module in modules]
-    at, count = 0, len(modules)
-    while at < count:
-        stop = at
-        if isinstance(links[at], Link):
-            stop = at + 1
-            while stop < count and (isinstance(links[stop], Link) or (links[stop] is RELU and links[stop - 1] is not RELU)):
-                stop += 1
-        if stop - at < 2 or not _fits(x := modules[at].input(x)):
-            x, at = modules[at](x), at + 1
-            continue
-        x, at = _chain(links[at:stop], x), stop
-    return x
+class Route:
+    """The way through modules in a row, chains of them as one op each: what holds of them in one version."""
+
+    def __init__(self, modules: Sequence["Module"]) -> None:
+        self.version = version.now  # before they are asked
+        links = [module.link() for module in modules]
+        self._parts: list[Callable[[Any], Any]] = []
+        at = 0
+        while at < len(modules):
+            stop = _end(links, at)
+            self._parts.append(modules[at] if stop - at < 2 else Chain(modules[at:stop], links[at:stop]))
+            at = max(stop, at + 1)
+
+    def __call__(self, x: Any) -> Any:
+        """The last module of the one before ... of the first of x."""
+        for part in self._parts:
+            x = part(x)
+        return x
+
+
+def _end(links: Sequence[Any], at: int) -> int:
+    """Where the chain ends that begins at a place; the place itself if none does."""
+    if not isinstance(links[at], Link):
+        return at
+    stop = at + 1
+    while stop < len(links) and (isinstance(links[stop], Link) or (links[stop] is RELU and links[stop - 1] is not RELU)):
+        stop += 1
+    return stop
+
+
+class Chain:
+    """Two or more modules as one op, where their input fits it."""
+
+    def __init__(self, modules: Sequence["Module"], links: Sequence[Any]) -> None:
+        self._modules = modules
+        flat: list[Any] = []
+        scalings: list[float] = []
+        relus: list[bool] = []
+        for link in links:
+            if link is RELU:
+                relus[-1] = True
+            else:
+                flat += link[:4]
+                scalings.append(link.scaling)
+                relus.append(False)
+        self._op = LoraChain(flat, tuple(scalings), tuple(relus))
+
+    def __call__(self, x: Any) -> Tensor:
+        """The last module of the one before ... of the first of x."""
+        x = self._modules[0].input(x)
+        if not _fits(x):
+            for module in self._modules:
+                x = module(x)
+            return x
+        if x.ndim == 2:
+            return self._op(x)
+        y = self._op(x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], y.shape[1])
 
 
 def _fits(x: Tensor) -> bool:
     shape = x.shape
     return len(shape) >= 2 and x.data.dtype.kind == "f" and 0 < x.size // max(1, shape[-1]) <= MOST_ROWS and not modes.anomaly
-
-
-def _chain(links: Sequence[Any], x: Tensor) -> Tensor:
-    flat: list[Any] = []
-    scalings: list[float] = []
-    relus: list[bool] = []
-    for link in links:
-        if link is RELU:
-            relus[-1] = True
-        else:
-            flat += link[:4]
-            scalings.append(link.scaling)
-            relus.append(False)
-    if x.ndim == 2:
-        return ops.lora_chain(x, *flat, scalings=tuple(scalings), relus=tuple(relus))
-    y = ops.lora_chain(x.reshape(-1, x.shape[-1]), *flat, scalings=tuple(scalings), relus=tuple(relus))
-    return y.reshape(*x.shape[:-1], y.shape[1])

@@ -8,9 +8,10 @@ import numpy as np
 
 from ..errors import ConfigError, DtypeError, UnknownNameError, choices
 from .activations import ACTIVATIONS
-from .chain import run
+from .chain import Route
 from .linear import Linear, positive
 from .module import Module, generator
+from .version import version
 
 
 class Sequential(Module):
@@ -24,7 +25,15 @@ class Sequential(Module):
 
     def forward(self, x: Any) -> Any:
         """The last module of the one before ... of the first of x."""
-        return run([module for _, module in self.children()], x)
+        route = vars(self).get("_route")
+        if route is None or route.version is not version.now:
+            route = Route([module for _, module in self.children()])
+            vars(self)["_route"] = route  # not set as an attribute, which would change the version
+        return route(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: all but the route, which leads through this one's children."""
+        return {name: value for name, value in vars(self).items() if name != "_route"}
 
     def __len__(self) -> int:
         return sum(1 for _ in self.children())

@@ -10,6 +10,7 @@ from ..errors import ConfigError, DtypeError, FormatError, UnknownNameError, cho
 from ..kernels import Backend, get_backend
 from .parameter import Buffer, Parameter
 from .state import state_faults
+from .version import version
 
 Self = TypeVar("Self", bound="Module")
 
@@ -45,6 +46,11 @@ class Module:
                 "would not be found; put modules into a Sequential and give each parameter an attribute of its own."
             )
         super().__setattr__(name, value)
+        version.change()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        version.change()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; each kind of module defines it."""
@@ -57,7 +63,7 @@ class Module:
     def link(self) -> Any:
         """What the module is in a chain that goes through one op: a `chain.Link`, `chain.RELU`, or None if it has to be called.
 
-        It must compute just that, now: asked before every call of a chain.
+        It must compute just that. Asked again whenever an attribute of any module or the array of a parameter was set since.
         """
         return None
 

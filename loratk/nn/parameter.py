@@ -8,6 +8,7 @@ import numpy as np
 from ..autograd import Tensor
 from ..errors import DtypeError, ShapeError, StateError
 from ..kernels import Backend
+from .version import version
 
 Self = TypeVar("Self", bound="Parameter")
 
@@ -45,6 +46,7 @@ class Parameter(Tensor):
             self.grad = None
         self._trains = trains
         self._guard()
+        version.change()
 
     requires_grad = property(
         attrgetter("_trains"), _set_requires_grad, doc="Whether it takes a gradient. Setting it is the same as `freeze` and `unfreeze`."
@@ -70,6 +72,7 @@ class Parameter(Tensor):
     def _take(self, array: Any) -> None:
         self._data, self._handle = array, None
         self._guard()
+        version.change()
 
     def _guard(self) -> None:
         """Make a NumPy array read-only where it is frozen, and one that may be written where it trains."""

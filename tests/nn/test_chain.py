@@ -1,5 +1,8 @@
 """Neighbouring layers that go through one op: the same values and gradients as one by one, and asked anew at every call."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -32,13 +35,13 @@ def outcome(model, x):
 @pytest.fixture
 def one_by_one(monkeypatch):
     """A function that computes `outcome` without chains, and one that counts the chains taken."""
-    taken, chained = [], chain._chain
+    taken, call = [], chain.LoraChain.__call__
 
-    def count(links, x):
-        taken.append(sum(link is not chain.RELU for link in links))
-        return chained(links, x)
+    def count(self, x):
+        taken.append(len(self._options["relus"]))
+        return call(self, x)
 
-    monkeypatch.setattr(chain, "_chain", count)
+    monkeypatch.setattr(chain.LoraChain, "__call__", count)
 
     def plain(model, x):
         with monkeypatch.context() as patch:
@@ -118,6 +121,55 @@ def test_every_change_shows_at_the_next_call(one_by_one):
     model.layers["2"].base.bias.assign(np.ones(5))
     changed()
     assert len(taken) > 8
+
+
+def test_changes_of_the_tree_show_at_the_next_call():
+    x = np.random.default_rng(3).standard_normal((8, 6))
+    net = MLP([6, 9, 5, 7], rng=0, dtype=np.float64).freeze()
+    net(x)
+    net.replace("2", Linear(9, 4, rng=1, dtype=np.float64).freeze())
+    with pytest.raises(ShapeError, match="Layer 2 of a chain takes 5 inputs, the layer before has 4 outputs"):
+        net(x)
+    del vars(net)["4"], net.__dict__["3"]
+    delattr(net, "2")
+    assert net(x).shape == (8, 9)
+    net.get("0").bias = None
+    np.testing.assert_array_equal(net(x).numpy(), np.maximum(net.get("0").weight.handle().matmul(x), 0))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+def test_a_copy_goes_its_own_way(copied):
+    model, x = network(), np.random.default_rng(3).standard_normal((8, 6))
+    want = model(x).numpy()
+    other = copied(model)
+    for parameter in other.trainable():
+        parameter.assign(np.ones(parameter.shape))
+    assert not np.allclose(other(x).numpy(), want)
+    np.testing.assert_array_equal(model(x).numpy(), want)
+
+
+def test_what_modules_are_is_asked_once_while_nothing_changes(monkeypatch):
+    model, x, asked = network(), np.ones((8, 6)), []
+    link = LoraLayer.link
+    monkeypatch.setattr(LoraLayer, "link", lambda self: asked.append(self) or link(self))
+    optimiser = SGD(model.trainable(), lr=0.1, momentum=0.9)
+
+    def step():
+        optimiser.zero_grad()
+        model(x).sum().backward()
+        optimiser.step()
+        return asked.clear()
+
+    step()
+    step()
+    model(x).sum().backward()
+    optimiser.step()
+    assert asked == []
+    model(x)
+    assert asked == []
+    model.eval()
+    model(x)
+    assert len(asked) == 4
 
 
 def test_layers_of_other_classes_are_called(one_by_one):

@@ -1,9 +1,12 @@
 """The LoRA and DoRA linear layers as one op each, whose forward and backward passes share their products, and chains of layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ShapeError
-from ..tensor import Tensor, apply
+from ..graph import Node
+from ..modes import modes
+from ..tensor import Tensor, apply, made
 from ..vjps import defvjp_joint
 
 
@@ -70,6 +73,39 @@ def lora_chain(x: Tensor, *links: Any, scalings: tuple[float, ...], relus: tuple
     layer is x W + bias + scaling (x A) B (Hu et al. 2021, eq. 3), then max(., 0) where `relus` says so.
     """
     return apply("lora_chain", x, *links, scalings=scalings, relus=relus)
+
+
+class LoraChain:
+    """`lora_chain` with the same links again and again: what it asks of each of them is asked once.
+
+    Good for as long as no link's array is replaced and none is frozen or set free.
+    """
+
+    def __init__(self, links: Sequence[Any], scalings: tuple[float, ...], relus: tuple[bool, ...]) -> None:
+        self._links = links
+        self._options: dict[str, Any] = {"scalings": scalings, "relus": relus}
+        tensors = [link for link in links if isinstance(link, Tensor)]
+        self._alike = len({(tensor.backend, tensor.dtype) for tensor in tensors}) == 1
+        self._arrays = [link.data if isinstance(link, Tensor) else link for link in links]
+        trains = [isinstance(link, Tensor) and link.requires_grad for link in links]
+        self._trains = True in trains and all(link._node is None for link in tensors)
+        self._sources = [link if train else None for link, train in zip(links, trains, strict=True)]
+        self._shapes = [link.data.shape if train else None for link, train in zip(links, trains, strict=True)]
+        self._first = tensors[0] if tensors else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, d) -> (n, k)."""
+        first = self._first
+        if first is None or not (self._alike and self._trains and x.backend is first.backend and x.dtype == first.data.dtype):
+            return lora_chain(x, *self._links, **self._options)
+        K, arrays, options = first.backend, self._arrays, self._options
+        out = K.lora_chain(x.data, *arrays, **options)
+        if not modes.recording:
+            return made(K, out[0])
+        needs = x.requires_grad
+        node = Node("lora_chain", [(x._node or x) if needs else None, *self._sources], [x.data.shape if needs else None, *self._shapes])
+        node.joint = _lora_chain(K, (needs,), out, x.data, *arrays, **options)
+        return made(K, out[0], node)
 
 
 def _lora_chain(K: Any, needs: tuple[bool, ...], out: Any, x: Any, *links: Any, scalings: Any, relus: Any) -> Any:
