@@ -1,7 +1,7 @@
 """An object of an HDF5 file, checked by Python before HDF5 opens it: what HDF5 trusts there can crash it, hang it or take all memory.
 
-This covers the layout that HDF5 writes unless asked for a newer one, as loratk, h5py, Keras and MATLAB do. Of the newer layouts (heaps for
-many attributes or links, other indexes of chunks), which carry checksums, it sees the headers alone.
+This covers the structures that HDF5 writes unless asked for newer ones, as loratk, h5py, Keras and R do. The newer ones for many links,
+attributes or chunks, over which HDF5 2.0 crashes in many ways once their checksums are made to fit, are refused.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from .hdf5_headers import DATATYPE, datatype_class, messages, piece, root_address
+from .hdf5_headers import DATATYPE, UNDEFINED, datatype_class, messages, piece, root_addresses
 from .hdf5_strings import DESCRIPTOR, VARIABLE_LENGTH, in_attribute
 from .hdf5_strings import heap_fault as strings_fault
 from .hdf5_trees import CHUNKS, GROUP, heap_fault, tree_fault
 from .seal import SealedFile
 
-_LAYOUT, _ATTRIBUTE, _SYMBOL_TABLE = 0x08, 0x0C, 0x11
+_LINK_INFO, _LAYOUT, _ATTRIBUTE, _SHARED_TABLE, _SYMBOL_TABLE, _ATTRIBUTE_INFO = 0x02, 0x08, 0x0C, 0x0F, 0x11, 0x15
 _COMPACT, _CONTIGUOUS, _CHUNKED = range(3)
+_SINGLE, _IMPLICIT = 1, 2  # indexes of chunks without a structure of their own
+_NEWER = "keeps its {} in a structure of HDF5's newer layouts, over which HDF5 can crash; write the file anew (h5py: libver='earliest')"
 
 
 class ObjectCheck:
@@ -28,8 +30,8 @@ class ObjectCheck:
         self._sound: set[int] = set()
 
     def root(self) -> str | None:
-        """What is wrong with the root group. Raises ValueError where it cannot be found."""
-        return self.fault(root_address(self._file))
+        """What is wrong with the root group, or the file as a whole. Raises ValueError where the root cannot be found."""
+        return next(filter(None, map(self.fault, root_addresses(self._file))), None)
 
     def fault(self, address: int) -> str | None:
         """What is wrong with the object whose header is at an address, or None."""
@@ -47,6 +49,12 @@ class ObjectCheck:
                 tree, heap = struct.unpack_from("<QQ", body)
                 yield tree_fault(self._file, tree, GROUP, 8)
                 yield heap_fault(self._file, heap)
+            elif number == _SHARED_TABLE:
+                yield _NEWER.format("shared messages")
+            elif number in (_LINK_INFO, _ATTRIBUTE_INFO) and len(body) > 1:
+                at = 2 + (body[1] & 1) * (8 if number == _LINK_INFO else 2)
+                if int.from_bytes(body[at : at + 8], "little") != UNDEFINED:
+                    yield _NEWER.format("links" if number == _LINK_INFO else "attributes")
             elif number == _LAYOUT:
                 yield self._layout(body, VARIABLE_LENGTH in kinds)
 
@@ -58,6 +66,9 @@ class ObjectCheck:
         place = int.from_bytes(body[at : at + 8], "little")
         if way == _CHUNKED and body[0] <= 3:
             return tree_fault(self._file, place, CHUNKS, 8 + 8 * axes)
+        if way == _CHUNKED:  # version, class, flags, count of axes, bytes of each, axes, index
+            index = body[5 + body[3] * body[4] :][:1]
+            return None if index in (bytes([_SINGLE]), bytes([_IMPLICIT])) else _NEWER.format("chunks")
         if not text or way not in (_COMPACT, _CONTIGUOUS):
             return None
         start = 8 + 4 * axes + 4 if old else 4

@@ -6,7 +6,7 @@ import atexit
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, BinaryIO
 
 import h5py
@@ -35,7 +35,8 @@ def open_tree(file: io.RawIOBase, *, write: bool = False) -> Iterator[h5py.File]
         yield tree
     finally:
         _trees.discard(tree)
-        tree.close()
+        with nullcontext() if write else suppress(RuntimeError):  # a file that is read has nothing to lose
+            tree.close()
 
 
 @atexit.register

@@ -24,18 +24,21 @@ def piece(file: SealedFile, place: int, size: int) -> bytes:
     return bytes(buffer)
 
 
-def root_address(file: SealedFile) -> int:
-    """Where the header of the root group lies (II.A). Raises ValueError for widths and bases that no writer of today makes."""
+def root_addresses(file: SealedFile) -> list[int]:
+    """Where the header of the root group lies, and that of the file as a whole where it has one (II.A).
+
+    Raises ValueError for widths and bases that no writer of today makes.
+    """
     block = piece(file, 0, 96).ljust(96, b"\0")
     version = block[8]
     if version < 2:
         widths, at = block[13:15], 24 + 4 * (version == 1)
-        base, root = block[at : at + 8], block[at + 40 : at + 48]
+        base, root, more = block[at : at + 8], block[at + 40 : at + 48], b"\xff" * 8
     else:
-        widths, base, root = block[9:11], block[12:20], block[36:44]
+        widths, base, root, more = block[9:11], block[12:20], block[36:44], block[20:28]
     if version > 3 or widths != b"\x08\x08" or base.strip(b"\0"):
         raise ValueError("its first block is damaged, or of a version or widths that are not in use")
-    return int.from_bytes(root, "little")
+    return [place for place in (int.from_bytes(root, "little"), int.from_bytes(more, "little")) if place != UNDEFINED]
 
 
 def messages(file: SealedFile, address: int) -> Iterator[tuple[int, bool, bytes]]:

@@ -34,7 +34,7 @@ def fuzz(targets: list[str], inputs: int, folder: Path, seed: int = 0) -> dict[s
     (folder / "findings").write_text("")
     while first < len(targets):
         (folder / "place").write_bytes(PLACE.pack(first, start))
-        command = [sys.executable, *WORKER, str(folder), *map(str, (seed, inputs, first, start)), *targets]
+        command = [sys.executable, "-W", "error", *WORKER, str(folder), *map(str, (seed, inputs, first, start)), *targets]
         with (folder / "stderr").open("w+") as stderr:
             worker = subprocess.Popen(command, cwd=ROOT, stderr=stderr, env=os.environ | {"PYTHONPATH": str(ROOT)})
             hung = _watch(worker, folder / "place")

@@ -269,7 +269,7 @@ def test_a_string_that_claims_gigabytes(sealed, where, tmp_path):
 @pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
 @pytest.mark.parametrize("more", [0, 5, 200])
 def test_lengths_of_strings_are_found_in_every_layout(libver, more, tmp_path):
-    """Where a header has several blocks too. Attributes that newer layouts keep in a heap of their own are not seen."""
+    """Where a header has several blocks too."""
     with h5py.File(tmp_path / "x", "w", libver=libver, track_order=libver == "latest") as file:
         for at in range(more):
             file.attrs[f"number{at}"] = at
@@ -278,8 +278,11 @@ def test_lengths_of_strings_are_found_in_every_layout(libver, more, tmp_path):
     with SealedFile(tmp_path / "x") as file:
         bodies = [in_attribute(file, body) for kind, _, body in messages(file, address) if kind == 0x0C]
     got = [int.from_bytes(descriptor[:4], "little") for descriptor in bodies if descriptor]
-    assert got == ([len(TEXT)] if libver == "earliest" or more < 8 else [])
-    assert Hdf5Store().read(tmp_path / "x").strings["text"] == TEXT
+    if libver == "earliest" or more < 8:
+        assert got == [len(TEXT)]
+        assert Hdf5Store().read(tmp_path / "x").strings["text"] == TEXT
+    else:
+        assert "keeps its attributes in a structure" in refused(tmp_path / "x", format="hdf5")
 
 
 @pytest.mark.parametrize("size", [0, 8, 15, 4096 + 8, 4096 + 24, 1 << 20, 1 << 40, (1 << 64) - 1])
@@ -386,17 +389,61 @@ def test_trees_without_end(build, kind, key, harm, said, tmp_path):
 
 
 def test_large_sound_trees(tmp_path):
-    """Trees of several levels, in the old layout and the new ones."""
-    for libver in ("earliest", "v108", "latest"):
-        with h5py.File(tmp_path / "x", "w", libver=libver) as file:
-            for at in range(3000):
-                file[f"g{at}/a"] = at
-            file.create_dataset("chunks", data=np.arange(20_000), chunks=(3,), maxshape=(None,))
-            for at in range(0, 3000, 7):
-                del file[f"g{at}"]
-        got = Hdf5Store().read(tmp_path / "x").arrays
-        assert len(got) == 1 + 3000 - len(range(0, 3000, 7))
-        assert (got["chunks"] == np.arange(20_000)).all()
+    """Trees of several levels, of which parts were taken out again."""
+    with h5py.File(tmp_path / "x", "w") as file:
+        for at in range(3000):
+            file[f"g{at}/a"] = at
+        file.create_dataset("chunks", data=np.arange(20_000), chunks=(3,), maxshape=(None,))
+        for at in range(0, 3000, 7):
+            del file[f"g{at}"]
+    got = Hdf5Store().read(tmp_path / "x").arrays
+    assert len(got) == 1 + 3000 - len(range(0, 3000, 7))
+    assert (got["chunks"] == np.arange(20_000)).all()
+
+
+def _many_attributes(file):
+    file.attrs.update({f"a{at}": at for at in range(9)})
+
+
+def _many_links(file):
+    for at in range(9):
+        file.create_group(f"g{at}")
+
+
+def _in_order(file):
+    group = file.create_group("g", track_order=True)
+    for at in range(9):
+        group.create_group(f"g{at}")
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (_many_attributes, "its root group keeps its attributes in a structure of HDF5's newer layouts"),
+        (_many_links, "its root group keeps its links in a structure of HDF5's newer layouts"),
+        (_in_order, "'g' keeps its links in a structure of HDF5's newer layouts"),
+        (lambda file: file.create_dataset("a", data=np.zeros((8, 8)), chunks=(2, 2)), "'a' keeps its chunks in a structure"),
+        (lambda file: file.create_dataset("a", data=np.zeros(64), chunks=(8,), maxshape=(None,)), "'a' keeps its chunks in a structure"),
+        (lambda file: file.create_dataset("a", data=np.zeros((8, 8)), chunks=(2, 2), maxshape=(None, None)), "'a' keeps its chunks"),
+    ],
+)
+def test_the_newer_structures_over_which_hdf5_crashes(build, said, tmp_path):
+    with h5py.File(tmp_path / "x", "w", libver="latest") as file:
+        build(file)
+    message = refused(tmp_path / "x", format="hdf5")
+    assert said in message
+    assert "write the file anew (h5py: libver='earliest')" in message
+
+
+def test_what_is_small_in_the_newer_layouts_is_read(tmp_path):
+    with h5py.File(tmp_path / "x", "w", libver="latest") as file:
+        for at in range(8):
+            file[f"g/a{at}"] = np.arange(4)
+            file["g"].attrs[f"a{at}"] = at
+        file.create_dataset("packed", data=np.arange(64), chunks=(64,), compression="gzip")
+    got = Hdf5Store().read(tmp_path / "x")
+    assert (len(got.arrays), len(got.strings)) == (9, 8)
+    assert (got.arrays["packed"] == np.arange(64)).all()
 
 
 # -- the index of a base ----------------------------------------------------------------------------------------------
