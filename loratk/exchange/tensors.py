@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,9 +25,9 @@ class TensorFile:
     metadata: dict[str, str]
 
 
-def read_tensors(path: Path) -> TensorFile:
-    """All tensors of a file. Raises FormatError with every name that is no name of a module and every dtype that NumPy lacks."""
-    with open_safetensors(path) as reader:
+def read_tensors(path: Path, file: BinaryIO | None = None) -> TensorFile:
+    """All tensors of a file, or of one that is open. Raises FormatError with every name that is none of a module and unknown dtype."""
+    with open_safetensors(path, file) as reader:
         found = list(name_faults(reader.names()))
         for name in reader.names():
             try:
@@ -40,12 +40,12 @@ def read_tensors(path: Path) -> TensorFile:
         return TensorFile(arrays, frozenset(name for name in arrays if reader.dtype(name) == "BF16"), dict(reader.metadata))
 
 
-def tensor_names(path: Path) -> tuple[list[str], dict[str, str]] | None:
+def tensor_names(path: Path, file: BinaryIO | None = None) -> tuple[list[str], dict[str, str]] | None:
     """The names and metadata of a sound safetensors file that is not of loratk's own layout; None for all else. For `detect`."""
-    if path.is_dir() or not SafetensorsStore().sniff(path):
+    if path.is_dir() or (file is None and not SafetensorsStore().sniff(path)):
         return None
     try:
-        with open_safetensors(path) as reader:
+        with open_safetensors(path, file) as reader:
             return None if reader.metadata.get("format") == FORMAT else (reader.names(), reader.metadata)
     except FormatError:
         return None

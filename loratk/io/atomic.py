@@ -55,10 +55,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 temporary.unlink()
             _live.discard(temporary.name)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _prefix(target: Path) -> tuple[str, str]:
+def temporary_prefix(target: Path) -> tuple[str, str]:
     """Start of the temporary names of `target`, its name, shortened, and a checksum of it; and what tells this machine from others."""
     machine = zlib.crc32(platform.node().encode())
     return f".{target.name[:40]}.{zlib.crc32(os.fsencode(target.name)):08x}-", f"{machine:08x}-"
@@ -67,7 +67,7 @@ def _prefix(target: Path) -> tuple[str, str]:
 def _create(target: Path) -> tuple[Path, BinaryIO]:
     """A new temporary file beside `target`, marked as in use."""
     while True:
-        temporary = target.with_name(f"{''.join(_prefix(target))}{os.getpid()}-{next(_counter)}{SUFFIX}")
+        temporary = target.with_name(f"{''.join(temporary_prefix(target))}{os.getpid()}-{next(_counter)}{SUFFIX}")
         _live.add(temporary.name)
         try:
             file = temporary.open("x+b")
@@ -94,7 +94,7 @@ def _permissions(target: Path) -> int | None:
 
 
 def _remove_leavings(target: Path) -> None:
-    start, machine = _prefix(target)
+    start, machine = temporary_prefix(target)
     for entry in target.parent.iterdir():
         name = entry.name
         if name.startswith(start) and name.endswith(SUFFIX) and name not in _live:
@@ -109,7 +109,8 @@ def _left(target: Path) -> str:
     return "nothing was written: check the folder's permissions and free space"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, where the system can."""
     with suppress(OSError):  # not every system lets a folder be opened; the rename itself is done
         handle = os.open(folder, os.O_RDONLY)
         try:

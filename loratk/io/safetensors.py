@@ -9,7 +9,7 @@ import math
 import mmap
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -138,10 +138,13 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[int, bytes]:
 
 
 @contextmanager
-def open_safetensors(path: str | Path) -> Iterator[SafetensorsReader]:
-    """A safetensors file for reading. Raises StoreError where it cannot be opened, FormatError with every fault of its header."""
+def open_safetensors(path: str | Path, file: BinaryIO | None = None) -> Iterator[SafetensorsReader]:
+    """A safetensors file for reading, or one that is open and stays so, which messages call `path`.
+
+    Raises StoreError where it cannot be opened, FormatError with every fault of its header.
+    """
     path = Path(path)
-    with open_binary(path) as file, closing(SafetensorsReader(file, path)) as reader:
+    with nullcontext(file) if file is not None else open_binary(path) as opened, closing(SafetensorsReader(opened, path)) as reader:
         yield reader
 
 

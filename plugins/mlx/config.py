@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from loratk.errors import FormatError, StoreError
 from loratk.io import strict_json
@@ -44,11 +44,10 @@ class MlxConfig:
         return json.dumps(record, indent=4, sort_keys=True, allow_nan=False)
 
 
-def load_json(path: Path) -> Any:
-    """What a JSON file says. Raises StoreError, or FormatError for one that is too long or no JSON."""
+def load_json(path: Path, file: BinaryIO) -> Any:
+    """What an open JSON file says. Raises StoreError, or FormatError for one that is too long or no JSON."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(min(os.fstat(file.fileno()).st_size, LIMIT) + 1)
+        raw = file.read(min(os.fstat(file.fileno()).st_size, LIMIT) + 1)
     except OSError as error:
         raise StoreError(f"cannot read '{path}': {error.strerror or error}; check the path and its permissions") from error
     if len(raw) > LIMIT:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from loratk.errors import ConfigError, FormatError, faults
 from loratk.exchange import AdapterFormat, AdapterState, Option, Reading, Request
 from loratk.exchange.tensors import read_tensors, tensor_names
-from loratk.io import atomic_file, write_safetensors
+from loratk.io import atomic_file, opened_files, replaced_files, write_safetensors
 
-from . import disk
 from .config import NAME as CONFIG
 from .config import MlxConfig, load_json, looks_like, parse
 from .reading import Adapter, known_tables
 from .writing import pack
 
 NAME = "default"
+TENSORS = "adapters.safetensors"
 
 
 class MlxFormat(AdapterFormat):
@@ -43,16 +44,11 @@ class MlxFormat(AdapterFormat):
         """A config that says fine_tune_type or lora_parameters, and no peft_type; or tensors in .lora_a and .lora_b."""
         if not path.is_dir():
             return _named(path)
-        config = disk.current(path / CONFIG)
-        try:
-            evidence = looks_like(load_json(config)) if config.is_file() else None
-        except FormatError:
-            evidence = None
-        tensors = disk.current(path / disk.TENSORS)
-        if evidence is not None or not tensors.is_file():
+        with opened_files(path, [name for name in (CONFIG, TENSORS) if not (path / name).is_dir()]) as files:
+            evidence = looks_like(_json(path, files))
+            if evidence is None and (tensors := files.get(TENSORS)) is not None and (said := _named(path / TENSORS, tensors)) is not None:
+                return f"{TENSORS}: {said}"
             return evidence
-        said = _named(tensors)
-        return None if said is None else f"{disk.TENSORS}: {said}"
 
     def adapters(self, path: Path) -> list[str]:
         """`["default"]`: a folder holds one."""
@@ -63,8 +59,9 @@ class MlxFormat(AdapterFormat):
         folder, tensors = self._place(path, request)
         tables = known_tables([part.strip() for part in str(self.option(request, "embeddings") or "").split(",") if part.strip()])
         scale = _scale(self.option(request, "scale"))
-        adapter, state = disk.together(folder, tensors, lambda config, file: _read(path, config, file, request, tables, scale))
-        if tensors != disk.TENSORS:
+        with opened_files(folder, [CONFIG, tensors]) as files:
+            adapter, state = _read(path, tensors, files, request, tables, scale)
+        if tensors != TENSORS:
             adapter.notes.append(f"the tensors are those of {tensors!r}")
         return Reading([state] if request.adapters is None or NAME in request.adapters else [], adapter.notes)
 
@@ -72,13 +69,13 @@ class MlxFormat(AdapterFormat):
         """The folder, and the name of the file with the tensors."""
         checkpoint = self.option(request, "checkpoint")
         if checkpoint is None:
-            return (path, disk.TENSORS) if path.is_dir() else (path.parent, path.name)
+            return (path, TENSORS) if path.is_dir() else (path.parent, path.name)
         text = str(checkpoint)
         if not (text.isascii() and text.isdecimal() and len(text) <= 9) or not path.is_dir():
             raise ConfigError(f"the option checkpoint is the number of one in a folder, found {checkpoint!r} for '{path}'")
-        name = f"{int(text):07d}_{disk.TENSORS}"
+        name = f"{int(text):07d}_{TENSORS}"
         if not (path / name).is_file():
-            there = sorted(entry.name for entry in path.glob(f"*_{disk.TENSORS}"))
+            there = sorted(entry.name for entry in path.glob(f"*_{TENSORS}"))
             raise ConfigError(f"'{path}' has no checkpoint {name!r}; it has {', '.join(there[:8]) or 'none'}")
         return path, name
 
@@ -86,16 +83,24 @@ class MlxFormat(AdapterFormat):
         """Write one adapter; other files in the folder, such as checkpoints, are left as they are."""
         _refuse_peft(path)
         packed = pack(states[0], request.base, {name: self.option(request, name) for name in self.options})
-        with disk.replaced(path) as (config, tensors):
-            write_safetensors(tensors, packed.arrays, packed.header, packed.bfloat16)
-            with atomic_file(config) as file:
+        with replaced_files(path, [CONFIG, TENSORS]) as places:
+            write_safetensors(places[TENSORS], packed.arrays, packed.header, packed.bfloat16)
+            with atomic_file(places[CONFIG]) as file:
                 file.write(packed.config.text().encode())
         return packed.notes
 
 
-def _named(path: Path) -> str | None:
+def _json(folder: Path, files: Mapping[str, BinaryIO | None]) -> Any:
+    """What the config of a folder says; None where there is none, or no JSON in it."""
+    with suppress(FormatError):
+        if (file := files.get(CONFIG)) is not None:
+            return load_json(folder / CONFIG, file)
+    return None
+
+
+def _named(path: Path, file: BinaryIO | None = None) -> str | None:
     """The evidence in the names of a safetensors file."""
-    found = tensor_names(path)
+    found = tensor_names(path, file)
     if found is None:
         return None
     name = next((name for name in found[0] if name.rpartition(".")[2] in ("lora_a", "lora_b")), None)
@@ -104,10 +109,10 @@ def _named(path: Path) -> str | None:
 
 def _refuse_peft(path: Path) -> None:
     """Raises ConfigError for a folder whose config is of PEFT, which has the same name: its tensors would be left without one."""
-    try:
-        record = load_json(disk.current(path / CONFIG)) if (path / CONFIG).is_file() else None
-    except FormatError:
+    if not path.is_dir() or (path / CONFIG).is_dir():
         return
+    with opened_files(path, [CONFIG]) as files:
+        record = _json(path, files)
     if isinstance(record, Mapping) and "peft_type" in record:
         raise ConfigError(f"'{path}' holds an adapter of PEFT, whose {CONFIG} has the same name; write to another folder")
 
@@ -124,19 +129,22 @@ def _scale(value: Any) -> float | None:
     return scale
 
 
-def _read(path: Path, config: Path, tensors: Path, request: Request, tables: set[str], scale: float | None) -> tuple[Adapter, AdapterState]:
+def _read(
+    path: Path, name: str, files: Mapping[str, BinaryIO | None], request: Request, tables: set[str], scale: float | None
+) -> tuple[Adapter, AdapterState]:
     """Config and tensors as a state. Raises FormatError with every fault of both."""
     found: list[str] = []
     notes: list[str] = []
-    bare = not config.is_file()
+    folder, config, tensors = path if path.is_dir() else path.parent, files[CONFIG], files[name]
+    bare = config is None
     if bare and scale is None:
         raise ConfigError(f"'{path}' has no {CONFIG} beside its tensors, which holds the scale; give it as the option scale")
-    if not tensors.is_file():
-        raise FormatError(f"'{path}' has a {CONFIG}, but no {tensors.name.removeprefix('.')}; get the whole folder")
+    if tensors is None:
+        raise FormatError(f"'{path}' has a {CONFIG}, but no {name}; get the whole folder")
     if not bare and scale is not None:
         raise ConfigError(f"'{path}' has its scale in {CONFIG}; leave the option scale out, or change it there")
-    settings = MlxConfig(scale=scale or 0.0) if bare else parse(load_json(config), found, notes)
-    file = read_tensors(tensors)
+    settings = MlxConfig(scale=scale or 0.0) if config is None else parse(load_json(folder / CONFIG, config), found, notes)
+    file = read_tensors(folder / name, tensors)
     if bare and any(name.rpartition(".")[2] == "m" for name in file.arrays):
         settings = MlxConfig("dora", scale=scale or 0.0)
     adapter = Adapter(settings, file, request, tables, bare, found, [], notes)

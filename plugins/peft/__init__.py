@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from loratk import hookimpl
 from loratk.errors import ConfigError, FormatError, choices, faults
 from loratk.exchange import AdapterFormat, AdapterState, Option, Reading, Request
-from loratk.io import open_safetensors
+from loratk.io import open_safetensors, opened_files, replaced_files
 
 from . import config as configs
-from . import disk, fields, keys, reading, writing
+from . import disk, fields, keys, others, reading, writing
 
 
 class PeftFormat(AdapterFormat):
@@ -43,7 +43,10 @@ class PeftFormat(AdapterFormat):
         if not path.is_dir():
             return _detect_file(path)
         for name, home in disk.adapters(path).items():
-            if (kind := disk.now(path, home / configs.NAME, configs.kind)) is not None:
+            with opened_files(home, [configs.NAME]) as files:
+                file = files[configs.NAME]
+                kind = configs.kind(home / configs.NAME, file) if file is not None else None
+            if kind is not None:
                 return f"{configs.NAME}{f' of {name!r}' if home != path else ''} has the peft_type {kind}"
         return None
 
@@ -65,17 +68,17 @@ class PeftFormat(AdapterFormat):
         for name, home in homes.items():
             wrong: list[str] = []
             where = configs.NAME if home == path else f"{home.name}/{configs.NAME}"
-
-            def read_config(file: Path, where: str = where, wrong: list[str] = wrong) -> configs.PeftConfig:
-                wrong.clear()
-                return configs.read(file, where, wrong)
-
             try:
-                with disk.opened(path, home, read_config) as (config, file):
-                    result.add(name, config, file, request, wrong)
+                with disk.opened(home) as (file, tensors):
+                    config = configs.read(home / configs.NAME, file, where, wrong)
+                    result.add(name, config, tensors, request, wrong)
             except FormatError as error:
                 result.found.append(str(error))
         return result.reading()
+
+    def unheld(self, state: AdapterState) -> list[str]:
+        """Methods that PEFT does not have, and those beside a second one."""
+        return others.unheld(state)
 
     def _read_file(self, path: Path, request: Request) -> Reading:
         """Tensors without a config: what it would say is asked for."""
@@ -111,9 +114,10 @@ class PeftFormat(AdapterFormat):
             notes += [f"adapter {state.name!r}: {note}" if len(states) > 1 else note for note in plan.notes]
         if wrong:
             raise ConfigError(faults(f"nothing was written to '{path}': PEFT cannot hold all of it:", wrong))
-        with disk.replaced(path, names) as places:
+        files = {name: [str(PurePosixPath(inner, file)) for file in disk.FILES] for name, inner in names.items()}
+        with replaced_files(path, [file for pair in files.values() for file in pair]) as places:
             for name, plan in plans.items():
-                writing.write(plan, places[name][disk.TENSORS], places[name][configs.NAME])
+                writing.write(plan, *(places[file] for file in files[name]))
         kept = set(disk.adapters(path)) - {inner or disk.DEFAULT for inner in names.values()}
         if kept:
             notes.append(f"'{path}' also holds {choices(kept)}, left as they were")

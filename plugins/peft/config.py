@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from loratk.errors import FormatError, StoreError
 from loratk.io import strict_json
@@ -144,12 +145,12 @@ class PeftConfig:
             yield "alora_invocation_tokens: it is meant to act from these tokens on only; loratk has it act everywhere"
 
 
-def read(path: Path, where: str, found: list[str]) -> PeftConfig:
-    """The config in a file; what is wrong with its fields is added to `found`.
+def read(path: Path, file: BinaryIO, where: str, found: list[str]) -> PeftConfig:
+    """The config in an open file; what is wrong with its fields is added to `found`.
 
     Raises StoreError, or FormatError for what is no JSON object.
     """
-    values = _load(path)
+    values = _load(path, file)
     if not isinstance(values, dict):
         raise FormatError(f"'{path}' must hold a JSON object, found a {type(values).__name__}; get a new copy")
     config = PeftConfig({key: value for key, value in values.items() if value is not None}, where)
@@ -158,22 +159,22 @@ def read(path: Path, where: str, found: list[str]) -> PeftConfig:
     return PeftConfig({key: value for key, value in config.values.items() if key not in wrong}, where)
 
 
-def kind(path: Path) -> str | None:
+def kind(path: Path, file: BinaryIO) -> str | None:
     """What a config gives as its peft_type, sound or not, or None if it has none."""
     try:
-        values = _load(path)
+        values = _load(path, file)
     except FormatError:
-        with path.open("rb") as file:
-            return "in text that is no sound JSON" if b'"peft_type"' in file.read(LARGEST) else None
+        file.seek(0)
+        return "in text that is no sound JSON" if b'"peft_type"' in file.read(LARGEST) else None
     found = values.get("peft_type") if isinstance(values, dict) else None
     return None if found is None else _shown(found)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, file: BinaryIO) -> Any:
     try:
-        if (size := path.stat().st_size) > LARGEST:
+        if (size := os.fstat(file.fileno()).st_size) > LARGEST:
             raise FormatError(f"'{path}' has {size} bytes, more than the {LARGEST} of any config; get a new copy")
-        return strict_json.loads(path.read_bytes().decode())
+        return strict_json.loads(file.read(size).decode())
     except OSError as error:
         raise StoreError(f"cannot read '{path}': {error.strerror or error}; check the path and its permissions") from error
     except FormatError:
