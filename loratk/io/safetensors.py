@@ -10,6 +10,7 @@ import mmap
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,11 @@ from .names import array_faults, name_faults, text_fault
 from .safetensors_header import DTYPE_OF, LIMIT, METADATA, NUMPY, Entry, build_header, is_text, parse_header
 from .store import Reader, StoreBase, check_known, open_binary
 
+SHARED = 1 << 24
+"""Bytes of the longest header that is kept for who reads the same next."""
+
+_shared_header = lru_cache(maxsize=2)(parse_header)  # each format looks into a file to recognise it; by its bytes, so never an old one
+
 
 class SafetensorsReader:
     """An open safetensors file: the header is checked, the bytes of a tensor are read when it is asked for."""
@@ -32,7 +38,8 @@ class SafetensorsReader:
         self._map: mmap.mmap | None = None
         size = file.seek(0, os.SEEK_END)
         self._start, text = _read_header(file, size, path)
-        self.metadata, self._entries = parse_header(text, size - self._start, path)
+        metadata, self._entries = (_shared_header if len(text) <= SHARED else parse_header)(text, size - self._start, path)
+        self.metadata = dict(metadata)
 
     def names(self) -> list[str]:
         """The name of every tensor, in the order they lie in."""
