@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ def read_map(given: Any) -> dict[int, Layer]:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    if "=" in text and not Path(text).exists():
+    # not Path.exists, which raises over a text that is too long for a path
+    if "=" in text and not os.path.exists(text):
         pairs = [pair.partition("=") for pair in text.split(",")]
         if len({key for key, _, _ in pairs}) != len(pairs):
             raise ConfigError(f"the map of layer numbers {text!r} has a number twice")

@@ -77,6 +77,12 @@ def test_names_by_a_map(spelt, tmp_path):
     assert ("equation" in state.modules["blocks.8.π"]) == (spelt == "objects")
 
 
+def test_a_map_that_is_longer_than_any_path():
+    names = {number: f"blocks.{number}.{'x' * 5000}" for number in GEMMA_NAMES}
+    state, _ = loaded(GEMMA, options={"map": ",".join(f"{number}={name}" for number, name in names.items())})
+    assert list(state.modules) == list(names.values())
+
+
 BAD_MAPS = {
     "no number": ({"08": "a", "x": "b", "-1": "c", "9" * 12: "d"}, "'08' is no layer number\n.*'x' .*\n.*'-1' .*\n.*'9999"),
     "no name": (
