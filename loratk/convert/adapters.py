@@ -48,9 +48,9 @@ def export_adapters(
 
     The source's format is found by its content unless `format` names it, the destination's by its suffix unless `to` names it. In turn:
     modules are renamed (`rename`), chosen (`select`, globs), baked (`bake`: what the destination cannot hold is approximated, else it is
-    refused), made portable, cast to `dtype`. `options` are those of either format, `from:NAME` and `to:NAME` say which where both have one
-    of that name; a `base` is given to both. Raises StoreError if the destination is there already, unless `force`; it is written at once
-    or not at all.
+    refused; with `portable` other methods are made LoRA though it could hold them), made portable, cast to `dtype`. `options` are those of
+    either format, `from:NAME` and `to:NAME` say which where both have one of that name; a `base` is given to both.
+    Raises StoreError if the destination is there already, unless `force`; it is written at once or not at all.
     """
     registry = registry or default_registry()
     check_request(destination, dtype, force)
@@ -68,7 +68,7 @@ def export_adapters(
         states = selected(states, select) if select else states
         notes += [f"adapter {state.name!r}: {line}" for state in states for line in scale_lines(state)]
         if bake:
-            states, said = fit(target, states, Request(base=opened, bake=True), rank=bake_rank)
+            states, said = fit(target, states, Request(base=opened, bake=True), rank=bake_rank, plain=portable)
             notes += said
         if portable:
             states = [make_portable(state) for state in states]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, UnknownNameError
+from ..errors import ConfigError, FormatError, UnknownNameError
 from ..exchange import AdapterState
 from ..exchange.bake import dora_update
 from ..exchange.base import input_first
 from ..exchange.factors import dense_update
+from ..exchange.others import KNOWN, Other
+from ..exchange.plain import input_first as to_input_first
+from ..exchange.plain import is_shared, shared_of
+from ..exchange.plain import output_first as to_output_first
 from ..exchange.transform import cast_array
 from ..io.lazy import info
 from ..kernels import get_backend
@@ -23,6 +28,8 @@ Record = Mapping[str, Any]
 BLOCK = 1 << 20
 Change = Callable[[np.ndarray, np.ndarray], object]
 """Given the sum so far, which it changes, and the base's own array."""
+Delta = Callable[[np.ndarray, Arrays], np.ndarray]
+"""Given a weight (d, k) and the parameters in float64, the update (d, k)."""
 
 
 def merge(
@@ -59,10 +66,13 @@ class Merging:
     def plan(self, states: Sequence[AdapterState], found: list[str]) -> None:
         """Add what adapters change; what does not fit is added to `found`."""
         for state in states:
+            shared = shared_of(state)
             for module, held in state.parameters().items():
+                if is_shared(state.modules[module], held):
+                    continue
                 try:
-                    self._add(module, state.modules[module], held)
-                except (FormatError, UnknownNameError) as error:
+                    self._add(module, state.modules[module], held, shared)
+                except (ConfigError, FormatError, UnknownNameError) as error:
                     found.append(f"adapter {state.name!r}, module {module!r}: {error}")
         found += [f"{name!r} is replaced, and changed besides" for name in sorted(self._replaced) if len(self._changes[name]) > 1]
 
@@ -78,7 +88,7 @@ class Merging:
         found.append(f"{name!r} is not finite after merging; check the adapter")
         return total.astype("float32" if dtype == "bfloat16" else dtype)
 
-    def _add(self, module: str, record: Record, held: Mapping[str, np.ndarray]) -> None:
+    def _add(self, module: str, record: Record, held: Arrays, shared: Arrays) -> None:
         held = dict(held)
         if record["method"] in ("full", "diff"):
             for key, tensor in held.items():
@@ -88,7 +98,7 @@ class Merging:
             if key in held:
                 self._bias(module, held.pop(key), scale)
         if held:
-            self._update(module, record, held)
+            self._update(module, record, held, shared)
 
     def _bias(self, module: str, change: np.ndarray, scale: float) -> None:
         name = self._name(module, "bias")
@@ -96,7 +106,7 @@ class Merging:
             raise FormatError(f"its bias has shape {change.shape}, {name!r} {shape}")
         self._changes.setdefault(name, []).append(lambda total, own: np.add(total, change.astype(np.float64) * scale, out=total))
 
-    def _update(self, module: str, record: Record, held: Mapping[str, np.ndarray]) -> None:
+    def _update(self, module: str, record: Record, held: Arrays, shared: Arrays) -> None:
         owner, columns = module, slice(None)
         if "columns" in record:  # a block of a fused projection, named after it
             owner, columns = module.rpartition(".")[0], _slice(record["columns"])
@@ -105,7 +115,10 @@ class Merging:
         acts_as = math.prod(shape[:-1]), shape[-1]
         if record.get("shape", list(acts_as)) != list(acts_as):
             raise FormatError(f"it was made for a weight of shape {record['shape']}, {name!r} acts as {list(acts_as)}")
-        delta = _delta(acts_as, record, held, self.registry)
+        if record["method"] in KNOWN and record["method"] not in self.registry.methods:
+            delta = self._other(owner, record, held, shared, shape)
+        else:
+            delta = _delta(acts_as, record, held, self.registry)
 
         def change(total: np.ndarray, own: np.ndarray) -> None:
             into = self._oriented(total, owner, record)[..., columns]
@@ -118,6 +131,24 @@ class Merging:
             into += delta(weight, tensors).reshape(block.shape)
 
         self._changes.setdefault(name, []).append(change)
+
+    def _other(self, module: str, record: Record, held: Arrays, shared: Arrays, shape: tuple[int, ...]) -> Delta:
+        """What gives the update of a method that is none of loratk's own; what it changes in the bias is planned."""
+        window = shape[:-2]
+        whole = {**record, "shape": [math.prod(shape[:-1]), shape[-1]]}
+        other = Other(whole, held, window, shared)
+        other.check()
+        if other.on_bias and self._has(module, "bias"):
+
+            def change(total: np.ndarray, own: np.ndarray) -> None:
+                total += 0.0 if (more := replace(other, base_bias=lambda: own.astype(np.float64)).bias()) is None else more
+
+            self._changes.setdefault(self._name(module, "bias"), []).append(change)
+
+        def delta(weight: np.ndarray, tensors: Arrays) -> np.ndarray:
+            return to_input_first(replace(other, base_weight=lambda: to_output_first(weight, window)).delta(), window)
+
+        return delta
 
     def _whole(self, module: str, method: str, key: str, tensor: np.ndarray) -> None:
         """A parameter that replaces the base's, or is added to it; it comes in torch's order."""
@@ -134,6 +165,9 @@ class Merging:
     def _oriented(self, array: np.ndarray, module: str, record: Record) -> np.ndarray:
         table = record.get("layer_type") == "embedding"
         return array if self.order == "input-first" or table else input_first(array, module)
+
+    def _has(self, module: str, kind: str) -> bool:
+        return f"{module}.{kind}" in self.base or (module == "root" and kind in self.base)
 
     def _name(self, module: str, kind: str) -> str:
         """The name of a module's array. A base that is one layer has no dotted names, and its module is `root`."""
@@ -155,9 +189,7 @@ def _add_product(into: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
         into[start : start + rows] += a[start : start + rows] @ b
 
 
-def _delta(
-    acts_as: tuple[int, int], record: Record, held: Mapping[str, np.ndarray], registry: Registry
-) -> Callable[[np.ndarray, Arrays], np.ndarray]:
+def _delta(acts_as: tuple[int, int], record: Record, held: Arrays, registry: Registry) -> Delta:
     """What gives the update of a weight (d, k): the method, or for grouped convolutions, which methods do not know, the factors."""
     if "experts" in record:
         raise FormatError("it is a stack of experts, which cannot be merged yet")

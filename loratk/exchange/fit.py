@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ConfigError, choices, faults
 from .bake import bake_dora
 from .format import FEATURES, AdapterFormat, Request
+from .plain import plain_lora
 from .portable import portable
 from .state import AdapterState
 
@@ -22,6 +23,7 @@ CURES = {
     "ranks": "--portable fills them up to one rank, exactly",
     "rslora": "--portable multiplies the scaling into lora_B, exactly",
     "dora": "--bake with --base makes the nearest plain LoRA of it",
+    "methods": "--bake makes plain LoRA of those that loratk knows",
 }
 DROPPED = ("metadata", "fingerprint")
 
@@ -67,26 +69,40 @@ def needs(states: Sequence[AdapterState]) -> dict[str, list[str]]:
 
 
 def fit(
-    format: AdapterFormat, states: Sequence[AdapterState], request: Request, *, rank: int | None = None
+    format: AdapterFormat, states: Sequence[AdapterState], request: Request, *, rank: int | None = None, plain: bool = False
 ) -> tuple[list[AdapterState], list[str]]:
     """States that a format carries, and notes about what had to be changed or is left out.
 
     What it does not carry is baked if the request says so and that can be done; `rank` is that of what is baked by singular values, as a
-    default the module's own. Everything else raises ConfigError, each feature with the modules that need it.
+    default the module's own; `plain` bakes other methods though the format has them. Everything else raises ConfigError, each feature with
+    the modules that need it.
     """
-    states, notes = list(states), []
-    lacks = [feature for feature in needs(states) if format.carries.get(feature) == "no"]
+    states = list(states)
+    notes: list[str] = []
     if request.bake:
-        if "dora" in lacks and request.base is not None:
+        states, notes = plain_lora(states, base=request.base, rank=rank, which=lambda state: _others(format, state, plain))
+        if "dora" in _lacks(format, states) and request.base is not None:
             states, said = bake_dora(states, request.base, rank)
             notes += said
-        if {"alpha", "ranks", "rslora"} & set(lacks):
+        if {"alpha", "ranks", "rslora"} & set(_lacks(format, states)):
             states = [portable(state) for state in states]
             notes.append("one rank in all modules, and the scaling in lora_B: exact but for rounding")
     refused = list(_refusals(format, needs(states)))
     if refused:
         raise ConfigError(faults(f"the format {format.name!r} ({format.title}) cannot hold all of it:", refused))
     return states, notes + list(_dropped(format, needs(states)))
+
+
+def _lacks(format: AdapterFormat, states: Sequence[AdapterState]) -> list[str]:
+    """The features that states need and a format does not have."""
+    return [feature for feature in needs(states) if format.carries.get(feature) == "no"]
+
+
+def _others(format: AdapterFormat, state: AdapterState, plain: bool) -> list[str]:
+    """The modules of other methods that are to be LoRA: all, or those that the format cannot write as they are."""
+    if plain or format.carries.get("methods") == "no":
+        return [module for module, record in state.modules.items() if record["method"] not in PLAIN_METHODS]
+    return format.unheld(state)
 
 
 def _refusals(format: AdapterFormat, found: Mapping[str, list[str]]) -> Iterator[str]:

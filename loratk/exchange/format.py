@@ -64,7 +64,7 @@ class Request:
     """What is asked of a format beyond the path.
 
     options: the format's own, by name. base: the base's weights, if given. adapters: which of several (None: all).
-    allow_missing: tensors, by their name in the file, that may be absent though the file's config promises them.
+    allow_missing: tensors, by their name in the file, that may be absent though the file's config promises them; ask `may_miss`.
     bake: what cannot be expressed exactly is written as the nearest thing that can, with its error among the notes.
     """
 
@@ -73,6 +73,15 @@ class Request:
     adapters: Collection[str] | None = None
     allow_missing: Collection[str] = ()
     bake: bool = False
+    missed: set[str] = field(default_factory=set, compare=False, repr=False)
+
+    def may_miss(self, *names: str) -> bool:
+        """Whether what was looked for and is not there may be absent, all of it. What is allowed counts as missed then.
+
+        To allow what was not missed is an error of who asked, as is what a format never asks about.
+        """
+        self.missed.update(name for name in names if name in self.allow_missing)
+        return all(name in self.allow_missing for name in names)
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,13 @@ class AdapterFormat(ABC):
         The states have been checked. Raises ConfigError with everything that the format cannot express, and writes nothing then.
         """
         raise ConfigError(f"loratk reads {self.title}, but does not write it; choose another format with --to.")
+
+    def unheld(self, state: AdapterState) -> list[str]:
+        """The modules of other methods than LoRA and DoRA that it cannot write as they are: what `bake` makes LoRA.
+
+        Asked where `carries["methods"]` is not "no"; a format that writes some methods only, or one alone at a time, says here which.
+        """
+        return []
 
     @property
     def writable(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, choices
+from .others import KNOWN
 from .state import AdapterState
 from .transform import rebuilt, round_bfloat16
 
@@ -22,15 +23,21 @@ def portable(state: AdapterState) -> AdapterState:
     """
     parameters = state.parameters()
     factors = [module for module, held in parameters.items() if "lora_A" in held]
-    if other := [module for module, record in state.modules.items() if "scaling" in record and module not in factors]:
+    if other := [module for module, record in state.modules.items() if _scales(record) and module not in factors]:
         methods = choices({state.modules[module]["method"] for module in other})
         raise ConfigError(
-            f"Adapter {state.name!r} cannot be made portable: {methods}, as in {other[0]!r}, has no factors lora_A and lora_B to fill up."
+            f"Adapter {state.name!r} cannot be made portable: {methods}, as in {other[0]!r}, has no factors lora_A and lora_B to fill up; "
+            "--bake (loratk.exchange.plain_lora) makes LoRA of it first."
         )
     unit = math.lcm(*(state.modules[module].get("groups", 1) for module in factors))
     rank = -(-max((state.modules[module]["rank"] for module in factors), default=1) // unit) * unit
     modules = {module: (dict(state.modules[module]), held) for module, held in parameters.items()}
     return rebuilt(state, modules | {module: _folded(*modules[module], rank) for module in factors})
+
+
+def _scales(record: dict[str, Any]) -> bool:
+    """Whether a module is a method's, and not a bias or a whole module beside."""
+    return "scaling" in record or record["method"] in KNOWN
 
 
 def _folded(record: dict[str, Any], held: dict[str, np.ndarray], rank: int) -> Module:

@@ -19,7 +19,7 @@ from .header import metadata
 from .names import prefix_of, resolve
 from .reading import header, read_module
 from .table import grouped, split_key
-from .writing import pack
+from .writing import pack, unheld
 
 SOURCES = {"lora_A": ("lora_down",), "lora_B": ("lora_up",), "magnitude": ("dora_scale",), "bias": ("diff_b", "b_norm"),
            "weight": ("diff", "w_norm", "weight")}  # fmt: skip
@@ -86,6 +86,10 @@ class KohyaFormat(AdapterFormat):
         tensors = {f"{name}.{key}": array for name, (_, held) in modules.items() for key, array in held.items()}
         state = AdapterState("default", {}, tensors, {name: record for name, (record, _) in modules.items()}, metadata=file.metadata)
         return Reading([state], [*notes, *said])
+
+    def unheld(self, state: AdapterState) -> list[str]:
+        """Methods that LyCORIS does not have, and IA3 as PEFT has it."""
+        return unheld(state)
 
     def write(self, path: Path, states: Sequence[AdapterState], request: Request) -> list[str]:
         """The adapter, with an alpha for each module in its dtype, ss_network_* and the sshs_* hashes."""

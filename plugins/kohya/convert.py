@@ -9,10 +9,9 @@ import numpy as np
 
 from loratk.errors import ConfigError, LoratkError, faults
 from loratk.exchange import Base
-from loratk.exchange.torch_layout import from_torch
-
-from .lowrank import factors, kron_truncated, truncated
-from .table import SPARSE
+from loratk.exchange.others import LOW, Other
+from loratk.exchange.plain import as_lora as module_as_lora
+from loratk.exchange.plain import as_other, exactly, made
 
 Module = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -34,78 +33,41 @@ def as_lora(modules: dict[str, Module], limit: int, base: Base | None) -> tuple[
 
     Raises ConfigError that lists each module whose factors would be too large, and each GLoRA without the base that it is made of.
     """
-    made: dict[str, Module] = {}
+    whole: dict[str, Module] = {}
     exact: Counter[tuple[str, int, int]] = Counter()
     notes: list[str] = []
     found: list[str] = []
+    known = frozenset(base.modules()) if base is not None else frozenset()
     for name, (record, held) in modules.items():
-        made[name] = record, held
-        if why := _kept(record, held):
-            notes += [f"{name!r} stays {record['method']}: {why}"] if record["method"] not in ("lora", "dora", "diff") else []
+        whole[name] = record, held
+        if record["method"] in ("lora", "dora", "diff"):
             continue
         try:
-            made[name], lost = _lora(record, held, limit, _weight(name, record, base))
+            other = as_other(record, held, name, base if name in known else None)
+            if why := _kept(other):
+                notes.append(f"{name!r} stays {record['method']}: {why}")
+                continue
+            whole[name], lost = module_as_lora(other, limit)
         except LoratkError as error:
             found.append(f"module {name!r} ({record['method']}): {error}")
             continue
-        key = record["method"], record["rank"], made[name][0]["rank"]
+        key = record["method"], record["rank"], whole[name][0]["rank"]
         if lost is None:
             exact[key] += 1
         else:
-            notes.append(f"{name!r}: {key[0]} of rank {key[1]} made LoRA of rank {key[2]}, {lost:.2%} of it lost")
+            notes.append(f"{name!r}: {made(*key)}, {lost:.2%} of it lost")
     if found:
         raise ConfigError(faults("not everything can be made LoRA:", found))
-    for (method, rank, new), count in exact.items():
-        notes.append(f"{count} modules: {method} of rank {rank} made LoRA of rank {new}, exact but for rounding")
-    return made, notes
+    notes += [f"{count} module{'s' * (count != 1)}: {exactly(*key)}" for key, count in exact.items()]
+    return whole, notes
 
 
-def _kept(record: dict[str, Any], held: dict[str, np.ndarray]) -> str:
+def _kept(other: Other) -> str:
     """Why a module is left as it is, or ""."""
-    if record["method"] not in ("loha", "lokr", "locon", "glora"):
-        return "it is no update of low rank"
-    if not SPARSE.isdisjoint(held):
+    if other.low:
+        return ""
+    if "bias_values" in other.held:
         return "a sparse part is not of low rank"
-    if "dora_scale" in held and held["dora_scale"].shape[0] != record["shape"][1]:
+    if other.method in LOW and "dora_scale" in other.held:
         return "its DoRA scale is one for each input"
-    if record["method"] == "glora" and "kernel" in record:
-        return "of a convolution it is not of low rank"
-    return ""
-
-
-def _weight(name: str, record: dict[str, Any], base: Base | None) -> np.ndarray | None:
-    """The base's weight (k, d) for GLoRA."""
-    if record["method"] != "glora":
-        return None
-    if base is None:
-        raise ConfigError("it depends on the base's weight; give the base (--base)")
-    weight = base.weight(name)
-    if list(weight.shape) != record["shape"]:
-        raise ConfigError(f"the base's weight acts as {list(weight.shape)}, it is for {record['shape']}")
-    return weight.T
-
-
-def _lora(record: dict[str, Any], held: dict[str, np.ndarray], limit: int, weight: np.ndarray | None) -> tuple[Module, float | None]:
-    """A module as LoRA, and the share of its update that is lost: None where it is exact."""
-    method, lost = record["method"], None
-    parameters = {key: array for key, array in held.items() if key not in ("dora_scale", "bias")}
-    if limit and method == "lokr":
-        (left, right), lost = kron_truncated(parameters, limit)
-    else:
-        left, right = factors(method, parameters, weight)
-        if limit and left.shape[1] > limit:
-            (left, right), lost = truncated(left, right, limit)
-    window = tuple(record.get("kernel", ()))
-    rank = left.shape[1]
-    facts, a, b = from_torch(right.reshape(rank, -1, *window), left.reshape(-1, rank, *[1] * len(window)))
-    dtype = np.result_type(np.float32, *(array.dtype for array in parameters.values()))
-    made = {"lora_A": a.astype(dtype), "lora_B": b.astype(dtype)} | ({"bias": held["bias"]} if "bias" in held else {})
-    new = {key: value for key, value in record.items() if key not in ("dtypes", "orientation")} | facts
-    new |= {"method": "lora", "alpha": record["scaling"] * rank, "scaling": record["scaling"]}
-    new["alpha_source"] = f"{method} of rank {record['rank']}, alpha {record['alpha']:g} ({record['alpha_source']})"
-    marked = {key: dtype for key, dtype in record.get("dtypes", {}).items() if key == "bias"}
-    if "dora_scale" in held:
-        new["method"], made["magnitude"] = "dora", held["dora_scale"].reshape(-1)
-        if "dora_scale" in record.get("dtypes", {}):
-            marked["magnitude"] = record["dtypes"]["dora_scale"]
-    return (new | ({"dtypes": marked} if marked else {}), made), lost
+    return "of a convolution it is not of low rank" if other.method == "glora" else "it is no update of low rank"

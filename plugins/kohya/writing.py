@@ -10,6 +10,7 @@ import numpy as np
 
 from loratk.errors import ConfigError, FormatError, faults
 from loratk.exchange import AdapterState
+from loratk.exchange.portable import scaled
 from loratk.exchange.tensors import marked
 from loratk.exchange.torch_layout import to_torch
 from loratk.io.bfloat16 import to_bits, to_float32
@@ -78,6 +79,13 @@ def pack(state: AdapterState, prefix: str | None) -> Packed:
     return packed
 
 
+def unheld(state: AdapterState) -> list[str]:
+    """The modules of other methods whose parameters have no place in such a file."""
+    plain = ("lora", "dora", "bias", "diff", "full")
+    parameters = state.parameters()
+    return [module for module, record in state.modules.items() if record["method"] not in plain and _faults(record, parameters[module])]
+
+
 def _faults(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> list[str]:
     method, found = record["method"], []
     torch = record.get("orientation") == "torch"
@@ -103,6 +111,9 @@ def _faults(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> list[s
 
 def _pack_module(packed: Packed, name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> None:
     method = record["method"]
+    if method == "lokr" and {"lokr_w1", "lokr_w2"} <= held.keys() and record.get("scaling", 1.0) != 1.0:
+        record, held = _unscaled(record, held)
+        packed.notes.append(f"the scaling of {name!r} is multiplied into 'lokr_w1': where both factors are whole, readers take it as 1")
     packed.methods.add(method)
     if method in ("bias", "diff"):
         norm = "weight" in held and held["weight"].ndim == 1
@@ -126,6 +137,14 @@ def _pack_module(packed: Packed, name: str, record: Mapping[str, Any], held: Map
         packed.alpha(name, value, like)
         if "rank" in record:
             packed.scales.add((record["rank"], value))
+
+
+def _unscaled(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+    """LoKr with whole factors, its scaling in the first of them."""
+    dtypes = dict(record.get("dtypes", {}))
+    first = scaled(held["lokr_w1"], float(record["scaling"]), dtypes, "lokr_w1")
+    rank = record.get("rank", 1)
+    return {**record, "rank": rank, "alpha": float(rank), "scaling": 1.0, "dtypes": dtypes}, {**held, "lokr_w1": first}
 
 
 def _pack_bias(packed: Packed, name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from .keys import PARAMETERS, Key, spell
 
 if TYPE_CHECKING:
+    from loratk.exchange import AdapterState
+
     from .reading import Adapter
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -18,6 +20,8 @@ RENAMED = {"lora_A": "adalora_A", "lora_B": "adalora_B", "lora_E": "adalora_E"}
 """AdaLoRA's factors by other names, as lora_A and lora_B are those of an update without the singular values lora_E."""
 ROOT = "root"
 """The module of VeRA's shared matrices."""
+BESIDE = ("full", "diff", "bias", "trainable_tokens")
+"""Methods of records that go with any method of PEFT's."""
 NEEDED: Mapping[str, list[set[str]]] = {
     "ADALORA": [{"lora_A", "lora_B", "lora_E"}],
     "VERA": [{"vera_lambda_b", "vera_lambda_d"}],
@@ -154,6 +158,24 @@ FACTS: Mapping[str, Callable[[Shapes], dict[str, Any] | None]] = {
     "ADALORA": _adalora, "VERA": _vera, "LOHA": _loha, "LOKR": _lokr, "IA3": _ia3
 }  # fmt: skip
 """By method what the shapes of a module's tensors tell, {} for nothing; None where they do not fit each other."""
+
+
+def unheld(state: AdapterState) -> list[str]:
+    """The modules of other methods that a folder cannot have: those of methods that PEFT lacks, and all beside a second method."""
+    held = state.parameters()
+    records = {module: record for module, record in state.modules.items() if record["method"] not in BESIDE}
+    methods = {"lora" if record["method"] == "dora" else record["method"] for record in records.values()}
+    return [
+        module for module, record in records.items()
+        if record["method"] not in ("lora", "dora") and (len(methods) > 1 or not _fits(module, record["method"].upper(), held[module]))
+    ]  # fmt: skip
+
+
+def _fits(module: str, method: str, held: Mapping[str, np.ndarray]) -> bool:
+    try:
+        return method in NEEDED and bool(write(method, module, held))
+    except ValueError:
+        return False
 
 
 def write(method: str, module: str, held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

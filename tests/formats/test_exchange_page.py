@@ -20,7 +20,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the page's Python leaves in it, and the file that one of its commands reads."""
+    """A folder with what the page's Python leaves in it, and what its commands read besides."""
     folder = tmp_path_factory.mktemp("exchange")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -28,11 +28,12 @@ def folder(tmp_path_factory):
     assert failed == 0
     assert tried > 15
     shutil.copy(ROOT / "tests" / "data" / "loralib.pt", folder)
+    shutil.copytree(ROOT / "tests" / "data" / "peft" / "loha", folder / "loha_folder")
     return folder
 
 
 def test_its_python_runs(folder):
-    assert {"mine.h5", "adapter_folder", "dora.h5", "loralib.pt"} == {entry.name for entry in folder.iterdir()}
+    assert {"mine.h5", "adapter_folder", "dora.h5", "loralib.pt", "loha_folder"} == {entry.name for entry in folder.iterdir()}
 
 
 def test_its_commands_run(folder, monkeypatch):

@@ -1,0 +1,198 @@
+"""Modules of other methods (LoHa, LoKr, AdaLoRA, VeRA, ...) as plain LoRA: exact where the update is of low rank, else the nearest."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, LoratkError, faults
+from .factors import nearest_pair
+from .format import Base
+from .lowrank import Pair, kron_truncated, truncated
+from .others import KNOWN, OF_VERA, Other
+from .state import AdapterState
+from .torch_layout import from_torch
+from .transform import rebuilt
+
+Module = tuple[dict[str, Any], dict[str, np.ndarray]]
+CORES = ("lora_mid", "hada_t1", "lokr_t2", "lokr_w2", "bm")
+"""Parameters whose axes after the second are the window of a convolution."""
+BESIDE = ("dora_scale", "bias", "bias_indices", "bias_size", "on_input")
+"""Parameters that do not decide in which dtype the factors are."""
+
+
+def plain_lora(
+    states: Sequence[AdapterState],
+    *,
+    base: Base | None = None,
+    rank: int | None = None,
+    which: Callable[[AdapterState], Collection[str]] = lambda state: state.modules,
+) -> tuple[list[AdapterState], list[str]]:
+    """The states with modules of other methods as LoRA, or DoRA where a magnitude belongs to them, and notes that tell how near.
+
+    What is of low rank is exact but for rounding (LoHa of rank r has r^2), and with `rank` the best of that rank. What is not (IA3, a DoRA
+    scale of inputs) is the nearest of `rank`, or of its own, by singular values. `which`: the paths to change. A method that is not known
+    is left as it is. Raises ConfigError that lists each module that needs a base, or more numbers than are sensible.
+    """
+    found: list[str] = []
+    notes: list[str] = []
+    known = frozenset(base.modules()) if base is not None else frozenset()
+    changed = []
+    for state in states:
+        chosen, modules, exact = set(which(state)), {}, Counter[tuple[str, Any, int]]()
+        parameters = state.parameters()
+        shared = shared_of(state)
+        vera = [module for module, held in parameters.items() if state.modules[module]["method"] == "vera" and not set(held) & OF_VERA]
+        for module, held in parameters.items():
+            record = state.modules[module]
+            modules[module] = record, held
+            if module not in chosen or record["method"] not in KNOWN or is_shared(record, held):
+                continue
+            try:
+                d = shared["vera_A"].shape[-1] if [module] == vera and "vera_A" in shared else 0
+                other = as_other(record, held, module, base if module in known else None, shared=shared, d=d)
+                modules[module], lost = as_lora(other, rank)
+            except LoratkError as error:
+                found.append(f"adapter {state.name!r}, module {module!r} ({record['method']}): {error}")
+                continue
+            key = record["method"], record.get("rank"), modules[module][0]["rank"]
+            if lost is None:
+                exact[key] += 1
+            else:
+                notes.append(f"adapter {state.name!r}, module {module!r}: {made(*key)}, {lost:.2%} of it lost")
+        notes += [f"adapter {state.name!r}, {count} module{'s' * (count != 1)}: {exactly(*key)}" for key, count in exact.items()]
+        if vera and chosen.issuperset(vera):
+            modules = {module: pair for module, pair in modules.items() if not is_shared(*pair)}
+        changed.append(rebuilt(state, modules))
+    if found:
+        raise ConfigError(faults("not everything can be made LoRA:", found))
+    return changed, notes
+
+
+def made(method: str, rank: int | None, new: int) -> str:
+    """That a method was made LoRA, for a note."""
+    return f"{method}{f' of rank {rank}' if rank is not None else ''} made LoRA of rank {new}"
+
+
+def exactly(method: str, rank: int | None, new: int) -> str:
+    """That a method was made LoRA with nothing lost, for a note."""
+    return f"{made(method, rank, new)}, exact but for rounding"
+
+
+def as_other(
+    record: Mapping[str, Any],
+    held: Mapping[str, np.ndarray],
+    module: str,
+    base: Base | None = None,
+    *,
+    shared: Mapping[str, np.ndarray] | None = None,
+    d: int = 0,
+) -> Other:
+    """What a module's method makes its update of. The window of a convolution is told by its tensors, and before them by the base.
+
+    `d`: the inputs, where neither the record nor the base tells (VeRA). Raises ConfigError where the base has another shape.
+    """
+    window = tuple(record.get("kernel", next((held[name].shape[2:] for name in CORES if name in held), ())))
+    sizes = list(record.get("shape", ()))
+    shape = base.shape(module) if base is not None else ()
+    if base is not None and len(shape) > 1:
+        order = getattr(base, "order", "")
+        sizes = sizes or acts_as(shape, order)
+        if math.prod(shape) != math.prod(sizes) or sizes[1] not in shape:
+            raise ConfigError(f"it is for a weight that acts as {sizes}, the base's has shape {shape}; is it the right base?")
+        window = window_of(shape, sizes[1], order)
+    if record["method"] == "vera" and not sizes:
+        if not d:
+            raise ConfigError("how many inputs it has is known from the base alone; give it (--base)")
+        sizes = [d, len(held["vera_lambda_b"])]
+    whole = {**record, "shape": sizes} if sizes else record
+    if base is None:
+        return Other(whole, held, window, shared or {})
+    weight, bias = partial(base.weight, module), partial(base.bias, module)
+    return Other(whole, held, window, shared or {}, lambda: output_first(weight(), window), bias)
+
+
+def acts_as(shape: Sequence[int], order: str) -> list[int]:
+    """[d, k] of a weight of this shape."""
+    k = shape[-1] if order == "input-first" else shape[0]
+    return [math.prod(shape) // max(k, 1), k]
+
+
+def window_of(shape: Sequence[int], k: int, order: str) -> tuple[int, ...]:
+    """The window of a weight of this shape: the axes after outputs and inputs, or before them if they come last."""
+    last = order == "input-first" or (order != "output-first" and shape[0] != k)
+    return tuple(shape[:-2] if last else shape[2:])
+
+
+def output_first(matrix: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    """A matrix (d, k) with d as (window, channels): (k, d) with d as (channels, window)."""
+    k = matrix.shape[1]
+    return np.moveaxis(matrix.reshape(math.prod(window), -1, k), (2, 1), (0, 1)).reshape(k, -1)
+
+
+def input_first(matrix: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    """The inverse of `output_first`."""
+    k = len(matrix)
+    return np.moveaxis(matrix.reshape(k, -1, math.prod(window)), (0, 1), (2, 1)).reshape(-1, k)
+
+
+def as_lora(other: Other, limit: int | None = None) -> tuple[Module, float | None]:
+    """A module as LoRA or DoRA, of its exact rank or at most `limit`, and the share of its update that is lost: None where it is exact."""
+    (left, right), lost = _factors(other, limit)
+    rank, window = left.shape[1], other.window
+    facts, a, b = from_torch(right.reshape(rank, -1, *window), left.reshape(-1, rank, *[1] * len(window)))
+    dtype = np.result_type(np.float32, *(array.dtype for name, array in other.held.items() if name not in BESIDE))
+    held = {"lora_A": a.astype(dtype), "lora_B": b.astype(dtype)}
+    record = {key: value for key, value in other.record.items() if key not in ("dtypes", "orientation")} | facts
+    scaling = other.scaling if other.low else 1.0
+    record |= {"method": "lora", "alpha": scaling * rank, "scaling": scaling, "alpha_source": _source(other.record)}
+    marks = other.record.get("dtypes", {})
+    kept = {name: marks[name] for name in ("bias",) if name in marks}
+    if "bias" in other.held:
+        held["bias"] = other.held["bias"]
+    if (change := other.bias()) is not None:
+        held["bias"] = (change + held.get("bias", 0.0)).astype(dtype)
+        kept = {}
+    if (magnitude := other.magnitude) is not None:
+        record["method"], held["magnitude"] = "dora", other.held["dora_scale"].reshape(magnitude.shape)
+        kept |= {"magnitude": marks["dora_scale"]} if "dora_scale" in marks else {}
+    return (record | ({"dtypes": kept} if kept else {}), held), lost
+
+
+def _factors(other: Other, limit: int | None) -> tuple[Pair, float | None]:
+    """left (k, R), right (R, d), and the share that is lost."""
+    if other.low:
+        if limit and other.method == "lokr":
+            return kron_truncated(other.wide, limit)
+        left, right = other.pair()
+        return truncated(left, right, limit) if limit and left.shape[1] > limit else ((left, right), None)
+    rank = limit or other.record.get("rank")
+    if rank is None:
+        raise ConfigError("its update is of no low rank; say which rank to make it (--bake-rank N)")
+    update = other.update()
+    left, right = nearest_pair(update, min(rank, *update.shape))
+    whole = float(np.linalg.norm(update))
+    return (left, right), float(np.linalg.norm(update - left @ right)) / whole if whole else 0.0
+
+
+def _source(record: Mapping[str, Any]) -> str:
+    if "alpha" not in record:
+        return f"made of {record['method']}"
+    source = f" ({record['alpha_source']})" if record.get("alpha_source") else ""
+    return f"{record['method']} of rank {record.get('rank', 'unknown')}, alpha {record['alpha']:g}{source}"
+
+
+def shared_of(state: AdapterState) -> dict[str, np.ndarray]:
+    """VeRA's two matrices, which a module of their own holds for all modules of an adapter; {} where there are none."""
+    parameters = state.parameters()
+    return {key: array for module, held in parameters.items() if is_shared(state.modules[module], held) for key, array in held.items()}
+
+
+def is_shared(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> bool:
+    """Whether a module is VeRA's shared matrices, and no update itself."""
+    return record["method"] == "vera" and not OF_VERA.isdisjoint(held)
