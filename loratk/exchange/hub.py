@@ -49,9 +49,9 @@ def load_adapter(
     """Read adapters (a name, names, or all) of any format: plain states, and a note for each thing that had to be decided.
 
     format: by content if None, else a name, or what `detect_format` found. base: the base's weights, where a format needs their names or
-    values. options: the format's own. allow_missing: tensors, by their name in the file, that may be absent. rename: other module paths,
-    as in `transform.rename`. finite: whether values must be. Strict: raises FormatError with every fault of the file, ConfigError,
-    StoreError, UnknownNameError.
+    values. options: the format's own. allow_missing: tensors, by their name in the file, that may be absent; ConfigError for one that is not missed.
+    rename: other module paths, as in `transform.rename`. finite: whether values must be. Strict: raises FormatError with every fault of
+    the file, ConfigError, StoreError, UnknownNameError.
     """
     registry = registry or default_registry()
     found = detect_format(path, format=format, registry=registry)
@@ -60,8 +60,12 @@ def load_adapter(
     if names is not None and (unknown := set(names) - set(known := found.format.adapters(path))):
         raise UnknownNameError(f"'{path}' holds no adapter named {choices(unknown)}; it holds {choices(known)}")
     with opened_base(base, registry.stores) as opened:
-        request = Request(options=dict(options or {}), base=opened, adapters=names, allow_missing=allow_missing)
+        allowed = [allow_missing] if isinstance(allow_missing, str) else list(allow_missing)
+        request = Request(options=dict(options or {}), base=opened, adapters=names, allow_missing=allowed)
         reading = found.format.read(path, request)
+        if there := [name for name in allowed if name not in request.missed]:
+            said = f"{choices(there)} may be missing, but reading '{path}' as {found.format.title} missed no tensor of that name"
+            raise ConfigError(f"{said}; check the spelling, or leave it out (allow_missing, --allow-missing).")
         notes = [f"read as {found.format.title}: {found.evidence}", *_base_notes(opened), *reading.notes]
     if wrong := list(state_faults(reading.states, finite=finite)):
         raise FormatError(faults(f"the adapters in '{path}' are not sound; correct the file or get a new copy:", wrong))

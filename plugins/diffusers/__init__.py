@@ -86,13 +86,13 @@ class _Reader:
     """Makes a record and parameters of each module's tensors; what is wrong goes to `found`."""
 
     def __init__(self, file: TensorFile, configs: Mapping[str, Component], request: Request, found: list[str]) -> None:
-        self.file, self.configs, self.found, self.allowed = file, configs, found, set(request.allow_missing)
+        self.file, self.configs, self.found, self.request = file, configs, found, request
         self.notes: list[str] = []
 
     def module(self, name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """One module, or None where it is no sound one."""
         lacks = [f"{name}.{WRITTEN[half]}" for half in ("lora_A", "lora_B") if half not in keys]
-        if lacks and set(lacks) <= self.allowed:
+        if lacks and self.request.may_miss(*lacks):
             self.notes.append(f"{name!r} is left out: {', '.join(map(repr, lacks))} may be missing")
             return None
         if lacks:
@@ -144,7 +144,7 @@ class _Reader:
             ("use_dora", config.dora, "magnitude", "lora_magnitude_vector"),
             ("lora_bias", config.bias, "lora_bias", "lora_B.bias"),
         ):
-            if value and key not in held and f"{name}.{end}" not in self.allowed:
+            if value and key not in held and not self.request.may_miss(f"{name}.{end}"):
                 raise FormatError(f"'{name}.{end}' is missing, which the header's {said} promises")
             if not value and key in held:
                 raise FormatError(f"it has '{name}.{end}', but the header's {said} is not true")

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ def looks_like(names: Collection[str]) -> bool:
 class Layout:
     """What the names and shapes in a file say: `layers` is {number: {"a", "b": full name}}, `rank` the file's. Faults go to `faults`."""
 
-    def __init__(self, reader: Any, allow_missing: Collection[str] = ()) -> None:
+    def __init__(self, reader: Any, may_miss: Callable[[str], bool] = lambda name: False) -> None:
         self.layers: dict[int, dict[str, str]] = {}
         self.faults: list[str] = []
         self.notes: list[str] = []
@@ -54,8 +54,8 @@ class Layout:
         for name in names:
             if name.startswith("lora/") and name != RANK:
                 self._place(name)
-        self._pair(allow_missing)
-        self._read_rank(names, allow_missing)
+        self._pair(may_miss)
+        self._read_rank(names, may_miss)
         self.faults += [fault for index, halves in sorted(self.layers.items()) for fault in self._shape_faults(index, halves)]
         if not self.layers and not self.faults:
             self.faults.append("it holds no factors (lora/<layer>/vars/lora_kernel_a and _b)")
@@ -82,19 +82,19 @@ class Layout:
         else:
             self.layers.setdefault(int(found[1]), {})[found[2]] = name
 
-    def _pair(self, allow_missing: Collection[str]) -> None:
+    def _pair(self, may_miss: Callable[[str], bool]) -> None:
         for index in sorted(self.layers):
             for half in {"a", "b"} - set(self.layers[index]):
                 missing = factor(index, half)
-                if missing in allow_missing:
+                if may_miss(missing):
                     self.notes.append(f"layer {index} is left out: {missing!r} is missing, which was allowed")
                 else:
                     self.faults.append(f"array {missing!r} is missing, whose other half is there")
                 del self.layers[index]
 
-    def _read_rank(self, names: Collection[str], allow_missing: Collection[str]) -> None:
+    def _read_rank(self, names: Collection[str], may_miss: Callable[[str], bool]) -> None:
         if RANK not in names:
-            if RANK not in allow_missing:
+            if not may_miss(RANK):
                 self.faults.append(f"array {RANK!r} is missing, without which keras-hub does not load it")
                 return
             self.rank = next((self._shape(halves["a"])[-1] for halves in self.layers.values() if self._shape(halves["a"])), None)

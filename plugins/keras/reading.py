@@ -37,7 +37,7 @@ def read_file(path: Path, request: Request, options: Options) -> Reading:
     with Hdf5Store().open(path) as reader:
         if not looks_like(reader.names()):
             raise FormatError(f"'{path}' holds no LoRA factors of keras-hub (/lora/<layer>/vars/lora_kernel_a): {_seems(reader.names())}")
-        layout = Layout(reader, request.allow_missing)
+        layout = Layout(reader, request.may_miss)
         said = unpacked(reader.strings) or Beside()
         if found := [*layout.faults, *said.faults, *_lost(layout, said, request)]:
             raise FormatError(_title(path, found))
@@ -177,9 +177,15 @@ def _fitted(state: AdapterState, said: Beside) -> AdapterState:
 
 def _lost(layout: Layout, said: Beside, request: Request) -> list[str]:
     """Layers that loratk wrote down and whose factors are gone."""
-    allowed = set(request.allow_missing)
-    gone = [index for index in said.records if index not in layout.layers and not allowed & {factor(index, "a"), factor(index, "b")}]
-    return [f"layer {index}, {said.records[index].get('name')!r} as loratk wrote it, has no factors" for index in gone]
+
+    def allowed(index: int) -> bool:
+        a, b = (request.may_miss(factor(index, half)) for half in "ab")  # to name one of them will do
+        return a or b
+
+    gone = [index for index in said.records if index not in layout.layers]
+    return [
+        f"layer {index}, {said.records[index].get('name')!r} as loratk wrote it, has no factors" for index in gone if not allowed(index)
+    ]
 
 
 def _seems(names: list[str]) -> str:

@@ -82,7 +82,7 @@ def _faults(found: Sorted, request: Request, notes: list[str]) -> list[str]:
         if {"lora_A", "lora_B"} <= held.keys() or held.keys() == {"bias"}:
             continue
         lacks = {_other(held[key], key) for key in ("lora_A", "lora_B") if key in held} or {f"{module}.lora_A", f"{module}.lora_B"}
-        if lacks <= set(request.allow_missing):
+        if request.may_miss(*lacks):
             del found.modules[module]
             notes.append(f"module {module!r} left out: {choices(lacks)} is missing, as allowed")
         else:

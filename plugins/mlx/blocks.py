@@ -5,7 +5,7 @@ Source: mlx-lm, tuner/utils.py, linear_to_lora_layers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,12 @@ def place(module: str) -> Place | None:
         if at and part.isascii() and part.isdecimal() and len(part) < 10 and str(int(part)) == part:
             return Place(".".join(parts[:at]), int(part), ".".join(parts[at + 1 :]))
     return None
+
+
+def spellings(module: str) -> tuple[str, ...]:
+    """The keys that mean a module: its path, and that within its block."""
+    where = place(module)
+    return (module,) if where is None else (module, where.inner)
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,13 @@ class Chosen:
             return f"num_layers {layers} means the blocks from {last - layers + 1} on"
         return None
 
-    def faults(self, modules: Collection[str], missing: Collection[str]) -> Iterator[str]:
-        """What these modules, which have adapters, and the config do not agree about; of `missing` ones the adapters may be missing."""
+    def faults(self, modules: Collection[str], may_miss: Callable[[str], bool]) -> Iterator[str]:
+        """What these modules, which have adapters, and the config do not agree about. `may_miss` tells which keys may mean none."""
         for module in sorted(modules):
             if (why := self.why_not(module)) is not None:
                 yield f"module {module!r} has tensors, but mlx-lm makes no adapter of it: {why}"
-        found = {name for module in (*modules, *missing) for name in (module, getattr(place(module), "inner", module))}
-        if idle := [key for key in self.config.keys or () if key not in found]:
+        found = {name for module in modules for name in spellings(module)}
+        if idle := [key for key in self.config.keys or () if key not in found and not may_miss(key)]:
             yield f"the keys {choices(idle)} are promised, but no tensor is there for them"
 
     def holes(self, modules: Collection[str]) -> dict[str, list[int]]:

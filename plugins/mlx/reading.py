@@ -13,7 +13,7 @@ from loratk.exchange.base import EMBEDDINGS
 from loratk.exchange.tensors import TensorFile, marks, name_faults
 from loratk.io.text import to_text
 
-from .blocks import Chosen
+from .blocks import Chosen, spellings
 from .config import NAME as CONFIG
 from .config import MlxConfig
 
@@ -63,7 +63,7 @@ class Adapter:
         wanted = ["lora_a", "lora_b"] + (["m"] if self.config.fine_tune_type == "dora" else [])
         for module, names in list(groups.items()):
             lacks = [f"{module}.{last}" for last in wanted if last not in names]
-            if lacks and set(lacks) <= set(self.request.allow_missing):
+            if lacks and self.request.may_miss(*lacks):
                 self.notes.append(f"module {module!r} left out: {', '.join(map(repr, lacks))} is missing, as allowed")
                 continue
             self.found += [f"tensor {name!r} is missing, though {', '.join(map(repr, names.values()))} is there" for name in lacks]
@@ -112,14 +112,18 @@ class Adapter:
         """Modules against keys and num_layers; with the base also that every module they mean has its tensors."""
         base = [] if self.request.base is None else self.request.base.modules()
         chosen = Chosen.among(self.config, [*base, *modules])
-        allowed = {name.rpartition(".")[0] for name in self.request.allow_missing}
-        self.found += chosen.faults(modules, allowed)
-        lost = [module for module in base if module not in modules | allowed and self._means(chosen, module)]
+        self.found += chosen.faults(modules, self._may_miss)
+        lost = [module for module in base if module not in modules and self._means(chosen, module) and not self._may_miss(module)]
         self.found += [f"tensors of module {module!r} are missing: keys and num_layers mean it, and the base has it" for module in lost]
         if not base and self.config.keys is not None:
             for path, numbers in sorted(chosen.holes(modules).items()):
                 blocks = f"{', '.join(map(str, numbers[:6]))}{' and more' if len(numbers) > 6 else ''}"
                 self.notes.append(f"{path!r} has no tensors for N = {blocks}: fine if the base has no such layer there, else they are lost")
+
+    def _may_miss(self, key: str) -> bool:
+        """Whether a module may have no adapter, or those that a key means: because one of its tensors is named."""
+        allowed = [name for name in self.request.allow_missing if key in spellings(name.rpartition(".")[0])]
+        return bool(allowed) and self.request.may_miss(*allowed)
 
     def _means(self, chosen: Chosen, module: str) -> bool:
         """Whether the config means a module of the base; without keys only a matrix can be meant."""

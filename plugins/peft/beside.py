@@ -38,7 +38,7 @@ def read_tokens(adapter: Adapter, keys: Mapping[Key, str]) -> None:
             adapter.modules[key.module] = {"method": "trainable_tokens", "orientation": "torch", "tokens": tokens}
             adapter.add(key.module, TOKENS, adapter.file.array(source), source)
     if isinstance(indices, dict):
-        for name in sorted(set(indices) - used - set(adapter.request.allow_missing)):
+        for name in sorted(name for name in set(indices) - used if not adapter.request.may_miss(name)):
             adapter.found.append(f"trainable_token_indices names {name!r}, for which there is no tensor")
     elif indices and not keys:
         adapter.missing(f"{TOKENS}", "trainable_token_indices promises it")
@@ -61,7 +61,7 @@ def read_plain(adapter: Adapter, keys: Mapping[Key, str], wrapped: list[str]) ->
             _embedding(adapter, key.module, module, source)
         else:
             adapter.unexpected(source, "neither the adapter's nor announced by the config (modules_to_save, bias)")
-    for name in sorted(set(saved) - whole - set(adapter.request.allow_missing)):
+    for name in sorted(name for name in set(saved) - whole if not adapter.request.may_miss(name)):
         adapter.found.append(
             f"modules_to_save names {name!r}, for which there are no tensors; if the model has no such module, allow it to be missing"
         )

@@ -76,7 +76,9 @@ def _names(adapter: Adapter, held: Mapping[str, Any]) -> tuple[dict[str, str], d
                 f"the factors of {choices(parameters[path] for path in paths)} go by the order of target_parameters, the first in the "
                 "middle; PEFT's is the order in the model, which the file does not hold"
             )
-    for target in sorted(set(adapter.config.get("target_parameters", [])) - used - set(adapter.request.allow_missing)):
+    for target in sorted(set(adapter.config.get("target_parameters", [])) - used):
+        if adapter.request.may_miss(target):
+            continue
         adapter.found.append(
             f"target_parameters names {target!r}, for which there are no tensors; if the model has none, allow it to be missing"
         )

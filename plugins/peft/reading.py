@@ -38,7 +38,7 @@ class Adapter:
 
     def missing(self, source: str, why: str) -> bool:
         """Whether a tensor may be missing; if not, that it is a fault."""
-        if source in self.request.allow_missing:
+        if self.request.may_miss(source):
             return True
         self.found.append(f"tensor {source!r} is missing: {why}")
         return False
@@ -68,7 +68,7 @@ def read(name: str, config: PeftConfig, file: SafetensorsReader, request: Reques
     keys = _keys(adapter)
     mine = {key: source for key, source in keys.items() if key.parameter not in ("", TOKENS)}
     wrapped = factors.read(adapter, mine) if config.method == "LORA" else others.read(adapter, mine)
-    adapter.found += target_faults(config, wrapped, request.allow_missing)
+    adapter.found += target_faults(config, wrapped, request.may_miss)
     beside.read_tokens(adapter, {key: source for key, source in keys.items() if key.parameter == TOKENS})
     beside.read_plain(adapter, {key: source for key, source in keys.items() if not key.parameter}, wrapped)
     if not adapter.modules and not adapter.found:

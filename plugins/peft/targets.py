@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from loratk.errors import choices
@@ -18,8 +18,8 @@ def ends(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith(f".{suffix}")
 
 
-def target_faults(config: PeftConfig, modules: Collection[str], allowed: Collection[str]) -> Iterator[str]:
-    """Where target_modules and the modules that have tensors disagree. `allowed` are entries that may match none."""
+def target_faults(config: PeftConfig, modules: Collection[str], may_miss: Callable[[str], bool]) -> Iterator[str]:
+    """Where target_modules and the modules that have tensors disagree. `may_miss` tells which entries may match none."""
     targets = config.get("target_modules")
     if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
         return
@@ -32,11 +32,11 @@ def target_faults(config: PeftConfig, modules: Collection[str], allowed: Collect
         shown = choices(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
         yield f"target_modules does not mean {shown}, so PEFT would ignore their tensors"
     if isinstance(targets, str):
-        if not modules and targets not in allowed:
+        if not modules and not may_miss(targets):
             yield f"target_modules {targets!r} means no module that has tensors"
         return
     suffixes = {module[place:] for module in modules for place in _starts(module)}
-    for target in sorted(set(targets) - suffixes - set(allowed)):
+    for target in sorted(target for target in set(targets) - suffixes if not may_miss(target)):
         yield f"target_modules names {target!r}, for which there are no tensors; if the model has no such module, allow it to be missing"
 
 

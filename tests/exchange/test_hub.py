@@ -23,7 +23,7 @@ class Plain(AdapterFormat):
     mark = b"MARK"
 
     def __init__(self):
-        self.kept, self.asked = {}, []
+        self.kept, self.asked, self.missing = {}, [], []
 
     def detect(self, path):
         return f"begins with {self.mark!r}" if path.is_file() and path.read_bytes().startswith(self.mark) else None
@@ -33,6 +33,8 @@ class Plain(AdapterFormat):
 
     def read(self, path, request):
         self.asked.append(request)
+        for name in self.missing:
+            request.may_miss(name)
         return Reading(self.kept[path], ["alpha is made up"])
 
     def write(self, path, states, request):
@@ -94,12 +96,26 @@ def test_what_no_format_recognises(registry, tmp_path):
 
 def test_options_reach_the_format_and_unknown_ones_are_refused(registry, plain, tmp_path):
     assert save_adapter(tmp_path / "x.plain", simple(), options={"flavour": "sour"}, registry=registry) == ["it is sour"]
-    load_adapter(tmp_path / "x.plain", options={"flavour": "sour"}, allow_missing=["x"], registry=registry)
-    assert (plain.asked[-1].options, plain.asked[-1].allow_missing) == ({"flavour": "sour"}, ["x"])
+    load_adapter(tmp_path / "x.plain", options={"flavour": "sour"}, registry=registry)
+    assert plain.asked[-1].options == {"flavour": "sour"}
     for call in (lambda: save_adapter(tmp_path / "y.plain", simple(), options={"color": 1}, registry=registry),
                  lambda: load_adapter(tmp_path / "x.plain", options={"color": 1}, registry=registry)):  # fmt: skip
         with pytest.raises(ConfigError, match="The format 'plain' has no option 'color'; its options: 'flavour'"):
             call()
+
+
+def test_what_may_be_missing_has_to_be_missed(registry, plain, tmp_path):
+    save_adapter(tmp_path / "x.plain", simple(), registry=registry)
+    plain.missing = ["a.lora_C", "b"]
+    load_adapter(tmp_path / "x.plain", allow_missing=["a.lora_C", "b"], registry=registry)
+    load_adapter(tmp_path / "x.plain", allow_missing="b", registry=registry)
+    assert plain.asked[-1].allow_missing == ["b"]
+    want = r"'c' may be missing, but reading '.*x.plain' as plain factors missed no tensor of that name; .* \(allow_missing, --allow"
+    with pytest.raises(ConfigError, match=want):
+        load_adapter(tmp_path / "x.plain", allow_missing=["b", "c"], registry=registry)
+    save_adapter(tmp_path / "x.h5", simple())
+    with pytest.raises(ConfigError, match=r"'a.lora_A' may be missing, but"):
+        load_adapter(tmp_path / "x.h5", allow_missing=["a.lora_A"])
 
 
 def test_adapters_are_chosen_by_name_and_modules_renamed(tmp_path):

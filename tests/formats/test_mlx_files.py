@@ -165,8 +165,11 @@ def test_with_the_base_nothing_may_be_missing(tmp_path):
     assert any("'model.layers.N.mlp.up_proj' has no tensors for N = 2" in note for note in notes)
     with pytest.raises(FormatError, match=r"tensors of module 'model.layers.2.mlp.up_proj' are missing: .* the base has it"):
         load_adapter(tmp_path / "x", base=Base(tiny(4)))
-    allowed = [f"{path}.lora_a" for path in blocks(2)]
+    allowed = [f"{path}.lora_{half}" for path in blocks(2) for half in "ab"]
     load_adapter(tmp_path / "x", base=Base(tiny(4)), allow_missing=allowed)
+    load_adapter(tmp_path / "x", base=Base(tiny(4)), allow_missing=allowed[::2])
+    with pytest.raises(ConfigError, match=r"'model.layers.1.mlp.up_proj.lora_a' may be missing, but .* missed no tensor of that name"):
+        load_adapter(tmp_path / "x", base=Base(tiny(4)), allow_missing=[*allowed, "model.layers.1.mlp.up_proj.lora_a"])
     save_adapter(tmp_path / "x", state, format="mlx")
     load_adapter(tmp_path / "x", base=Base(tiny(4)))
 
