@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from .hdf5_headers import DATATYPE, UNDEFINED, datatype_class, messages, piece, root_addresses
-from .hdf5_strings import DESCRIPTOR, VARIABLE_LENGTH, in_attribute
+from .hdf5_headers import DATATYPE, UNDEFINED, element_size, messages, piece, root_addresses
+from .hdf5_strings import DESCRIPTOR, in_attribute
 from .hdf5_strings import heap_fault as strings_fault
 from .hdf5_trees import CHUNKS, GROUP, heap_fault, tree_fault
 from .seal import SealedFile
@@ -41,10 +41,13 @@ class ObjectCheck:
 
     def _faults(self, address: int) -> Iterator[str | None]:
         found = list(messages(self._file, address))
-        kinds = {datatype_class(self._file, body, shared) for number, shared, body in found if number == DATATYPE}
+        sizes = [element_size(self._file, body, shared) for number, shared, body in found if number == DATATYPE]
+        element = max((size for size in sizes if size is not None), default=None)
+            size for number, shared, body in found if number == DATATYPE and (size := element_size(self._file, body, shared)) is not None
+        ]
         for number, _, body in found:
-            if number == _ATTRIBUTE and (descriptor := in_attribute(self._file, body)) is not None:
-                yield self._string(descriptor)
+            if number == _ATTRIBUTE and (string := in_attribute(self._file, body)) is not None:
+                yield self._string(*string)
             elif number == _SYMBOL_TABLE and len(body) >= 16:
                 tree, heap = struct.unpack_from("<QQ", body)
                 yield tree_fault(self._file, tree, GROUP, 8)
@@ -56,9 +59,9 @@ class ObjectCheck:
                 if int.from_bytes(body[at : at + 8], "little") != UNDEFINED:
                     yield _NEWER.format("links" if number == _LINK_INFO else "attributes")
             elif number == _LAYOUT:
-                yield self._layout(body, VARIABLE_LENGTH in kinds)
+                yield self._layout(body, element)
 
-    def _layout(self, body: bytes, text: bool) -> str | None:
+    def _layout(self, body: bytes, element: int | None) -> str | None:
         """A dataset's tree of chunks, or the string that is all it holds (IV.A.2.i)."""
         body = body.ljust(32, b"\0")
         old = body[0] < 3
@@ -69,17 +72,18 @@ class ObjectCheck:
         if way == _CHUNKED:  # version, class, flags, count of axes, bytes of each, axes, index
             index = body[5 + body[3] * body[4] :][:1]
             return None if index in (bytes([_SINGLE]), bytes([_IMPLICIT])) else _NEWER.format("chunks")
-        if not text or way not in (_COMPACT, _CONTIGUOUS):
+        if element is None or way not in (_COMPACT, _CONTIGUOUS):
             return None
         start = 8 + 4 * axes + 4 if old else 4
         if way == _CONTIGUOUS:  # where nothing is written yet, there is no such place
-            return self._string(piece(self._file, place, DESCRIPTOR.size).ljust(DESCRIPTOR.size, b"\0"))
-        return self._string(body[start : start + DESCRIPTOR.size])
+            return self._string(element, piece(self._file, place, DESCRIPTOR.size).ljust(DESCRIPTOR.size, b"\0"))
+        return self._string(element, body[start : start + DESCRIPTOR.size])
 
-    def _string(self, descriptor: bytes) -> str | None:
+    def _string(self, element: int, descriptor: bytes) -> str | None:
         if len(descriptor) < DESCRIPTOR.size:
             return "has a string cut short"
-        length, heap, _ = DESCRIPTOR.unpack(descriptor)
+        count, heap, _ = DESCRIPTOR.unpack(descriptor)
+        length = count * element
         if length > self._file.size:
             return f"announces a string of {length} bytes in a file of {self._file.size}"
         if not length or heap in self._sound:

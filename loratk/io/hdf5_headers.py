@@ -9,6 +9,7 @@ from .seal import SealedFile
 
 UNDEFINED = (1 << 64) - 1
 CONTINUATION, DATATYPE = 0x10, 0x03
+VARIABLE_LENGTH = 9  # class of datatype
 MOST_BLOCKS = 1000
 
 
@@ -70,9 +71,14 @@ def messages(file: SealedFile, address: int) -> Iterator[tuple[int, bool, bytes]
             yield kind, bool(flags & 2), body
 
 
-def datatype_class(file: SealedFile, body: bytes, shared: bool) -> int:
-    """The class of a datatype message (IV.A.2.d), which may say where it lies (IV.A.1.c); -1 where it cannot be found."""
+def element_size(file: SealedFile, body: bytes, shared: bool) -> int | None:
+    """Bytes of an element of a datatype of variable length (IV.A.2.d), 1 for text; None for other types.
+
+    `body` is that of a datatype message, or of one that says where it lies (IV.A.1.c).
+    """
     if shared:
         place = int.from_bytes(body[8:16] if body[:1] == b"\1" else body[2:10], "little")
         body = next((found for kind, again, found in messages(file, place) if kind == DATATYPE and not again), b"")
-    return body[0] & 15 if body else -1
+    if not body or body[0] & 15 != VARIABLE_LENGTH:
+        return None
+    return int.from_bytes(body[12:16], "little")  # the size in the datatype that follows, that of the elements

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import struct
 
-from .hdf5_headers import datatype_class, piece
+from .hdf5_headers import element_size, piece
 from .seal import SealedFile
 
 HEAD = 16
 LIMIT = 256 << 20
 """Bytes of the largest heap of strings that is read."""
 DESCRIPTOR = struct.Struct("<IQI")  # III.E: length of the string, place of its heap, number of the object in it
-VARIABLE_LENGTH = 9  # class of datatype
 
 
-def in_attribute(file: SealedFile, body: bytes) -> bytes | None:
-    """The descriptor of a string in the body of an attribute message (IV.A.2.m), or None where its type is another."""
+def in_attribute(file: SealedFile, body: bytes) -> tuple[int, bytes] | None:
+    """Size of an element and descriptor of a string in the body of an attribute message (IV.A.2.m), or None where its type is another."""
     if len(body) < 8:
         return None
     version, flags, name, kind, space = struct.unpack_from("<BBHHH", body)
     name, kind, space = (-(-size // 8) * 8 if version == 1 else size for size in (name, kind, space))
     at = 8 + (version == 3) + name
-    if datatype_class(file, body[at : at + kind], version > 1 and bool(flags & 1)) != VARIABLE_LENGTH:
-        return None
+    size = element_size(file, body[at : at + kind], version > 1 and bool(flags & 1))
     at += kind + space
-    return body[at : at + DESCRIPTOR.size]
+    return None if size is None else (size, body[at : at + DESCRIPTOR.size])
 
 
 def heap_fault(file: SealedFile, place: int) -> str | None:

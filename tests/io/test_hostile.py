@@ -1,6 +1,7 @@
 """Files made to do harm, in loratk's own layout and in each of its stores: one refusal, soon, in little memory, and nothing else opened."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -266,6 +267,18 @@ def test_a_string_that_claims_gigabytes(sealed, where, tmp_path):
     assert "announces a string of 4294967280 bytes" in refused(tmp_path / "x", format="hdf5")
 
 
+@pytest.mark.parametrize("where", ["root", "group", "array", "dataset", "compact dataset"])
+def test_letters_that_claim_gigabytes(where, tmp_path):
+    """The size of one letter, in the type of a string."""
+    whole = _with_text(tmp_path / "x", where)
+    text = b"\x19\x01\x01\x00\x10\x00\x00\x00\x10\x00\x00\x00\x01\x00\x00\x00"
+    assert text in whole
+    (tmp_path / "x").write_bytes(whole.replace(text, text[:12] + struct.pack("<I", 1 << 30)))
+    assert re.search(r"announces a string of \d{10,} bytes", refused(tmp_path / "x", format="hdf5"))
+        "of 1073741824 b", f"of {len(TEXT) << 30} b"
+    )
+
+
 @pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
 @pytest.mark.parametrize("more", [0, 5, 200])
 def test_lengths_of_strings_are_found_in_every_layout(libver, more, tmp_path):
@@ -277,7 +290,7 @@ def test_lengths_of_strings_are_found_in_every_layout(libver, more, tmp_path):
         address = h5py.h5o.get_info(file["/"].id).addr
     with SealedFile(tmp_path / "x") as file:
         bodies = [in_attribute(file, body) for kind, _, body in messages(file, address) if kind == 0x0C]
-    got = [int.from_bytes(descriptor[:4], "little") for descriptor in bodies if descriptor]
+    got = [int.from_bytes(found[1][:4], "little") for found in bodies if found]
     if libver == "earliest" or more < 8:
         assert got == [len(TEXT)]
         assert Hdf5Store().read(tmp_path / "x").strings["text"] == TEXT
