@@ -43,8 +43,6 @@ class ObjectCheck:
         found = list(messages(self._file, address))
         sizes = [element_size(self._file, body, shared) for number, shared, body in found if number == DATATYPE]
         element = max((size for size in sizes if size is not None), default=None)
-            size for number, shared, body in found if number == DATATYPE and (size := element_size(self._file, body, shared)) is not None
-        ]
         for number, _, body in found:
             if number == _ATTRIBUTE and (string := in_attribute(self._file, body)) is not None:
                 yield self._string(*string)
@@ -83,7 +81,7 @@ class ObjectCheck:
         if len(descriptor) < DESCRIPTOR.size:
             return "has a string cut short"
         count, heap, _ = DESCRIPTOR.unpack(descriptor)
-        length = count * element
+        length = count * max(element, 1)
         if length > self._file.size:
             return f"announces a string of {length} bytes in a file of {self._file.size}"
         if not length or heap in self._sound:

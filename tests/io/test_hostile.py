@@ -275,8 +275,6 @@ def test_letters_that_claim_gigabytes(where, tmp_path):
     assert text in whole
     (tmp_path / "x").write_bytes(whole.replace(text, text[:12] + struct.pack("<I", 1 << 30)))
     assert re.search(r"announces a string of \d{10,} bytes", refused(tmp_path / "x", format="hdf5"))
-        "of 1073741824 b", f"of {len(TEXT) << 30} b"
-    )
 
 
 @pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
