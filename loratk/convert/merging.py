@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError, UnknownNameError
+from ..errors import ConfigError, FormatError, UnknownNameError, choices
 from ..exchange import AdapterState
 from ..exchange.bake import dora_update
 from ..exchange.base import input_first
@@ -22,12 +22,15 @@ from ..exchange.transform import cast_array
 from ..io.lazy import info
 from ..kernels import get_backend
 from ..plugins import Registry
+from . import experts
 
 Arrays = dict[str, np.ndarray]
 Record = Mapping[str, Any]
 BLOCK = 1 << 20
 Change = Callable[[np.ndarray, np.ndarray], object]
 """Given the sum so far, which it changes, and the base's own array."""
+Part = Callable[[np.ndarray], np.ndarray]
+"""A view of an array, input first: all of a weight, some columns of it, or one expert."""
 Delta = Callable[[np.ndarray, Arrays], np.ndarray]
 """Given a weight (d, k) and the parameters in float64, the update (d, k)."""
 
@@ -90,6 +93,9 @@ class Merging:
 
     def _add(self, module: str, record: Record, held: Arrays, shared: Arrays) -> None:
         held = dict(held)
+        if "experts" in record:
+            self._experts(module, record, held, shared)
+            return
         if record["method"] in ("full", "diff"):
             for key, tensor in held.items():
                 self._whole(module, record["method"], key, tensor)
@@ -99,6 +105,26 @@ class Merging:
                 self._bias(module, held.pop(key), scale)
         if held:
             self._update(module, record, held, shared)
+
+    def _experts(self, module: str, record: Record, held: Arrays, shared: Arrays) -> None:
+        """A stack of experts: each is planned as a module of its own, or as a part of the one array that has them all."""
+        if not {"lora_A", "lora_B"} <= held.keys():
+            raise FormatError(f"it is a stack of experts of the method {record['method']!r}, which loratk cannot merge")
+        if (name := experts.one_array(self.base, module)) is None:
+            for number, path in enumerate(experts.each(self.base, module, record["experts"])):
+                self._add(path, *experts.expert(record, held, number), shared)
+            return
+        self._check(name)
+        factors = held["lora_A"], held["lora_B"]
+        turned = experts.output_first(self.base, name, factors, None if name == module else self.order)
+        if more := sorted(held.keys() & {"bias", "lora_bias"}):
+            raise FormatError(f"it is a stack of experts in one array, of which loratk does not know where {choices(more)} would go")
+        for number in range(record["experts"]):
+
+            def part(array: np.ndarray, number: int = number) -> np.ndarray:
+                return array[number].T if turned else array[number]
+
+            self._change(module, name, part, *experts.expert(record, held, number), shared)
 
     def _bias(self, module: str, change: np.ndarray, scale: float) -> None:
         name = self._name(module, "bias")
@@ -110,8 +136,15 @@ class Merging:
         owner, columns = module, slice(None)
         if "columns" in record:  # a block of a fused projection, named after it
             owner, columns = module.rpartition(".")[0], _slice(record["columns"])
-        name = self._name(owner, "weight")
-        shape = self._oriented(np.broadcast_to(np.float32(0), info(self.base, name)[0]), owner, record)[..., columns].shape
+
+        def part(array: np.ndarray) -> np.ndarray:
+            return self._oriented(array, owner, record)[..., columns]
+
+        self._change(owner, self._name(owner, "weight"), part, record, held, shared)
+
+    def _change(self, owner: str, name: str, part: Part, record: Record, held: Arrays, shared: Arrays) -> None:
+        """Plan what is added to a part of an array."""
+        shape = part(np.broadcast_to(np.float32(0), info(self.base, name)[0])).shape
         acts_as = math.prod(shape[:-1]), shape[-1]
         if record.get("shape", list(acts_as)) != list(acts_as):
             raise FormatError(f"it was made for a weight of shape {record['shape']}, {name!r} acts as {list(acts_as)}")
@@ -121,12 +154,12 @@ class Merging:
             delta = _delta(acts_as, record, held, self.registry)
 
         def change(total: np.ndarray, own: np.ndarray) -> None:
-            into = self._oriented(total, owner, record)[..., columns]
+            into = part(total)
             tensors = {key: tensor.astype(np.float64) for key, tensor in held.items()}
             if record["method"] == "lora" and into.ndim == 2 and record.get("groups", 1) == 1:
                 _add_product(into, tensors["lora_A"], tensors["lora_B"] * float(record["scaling"]))
                 return
-            block = self._oriented(own, owner, record)[..., columns]
+            block = part(own)
             weight = np.ascontiguousarray(block, np.float64).reshape(acts_as)
             into += delta(weight, tensors).reshape(block.shape)
 
@@ -176,10 +209,13 @@ class Merging:
             name = kind
         if name not in self.base:
             raise FormatError(f"the base has no array {name!r}")
+        self._check(name)
+        return name
+
+    def _check(self, name: str) -> None:
         shape, dtype = info(self.base, name)
         if dtype.kind != "f" or not shape:
             raise FormatError(f"{name!r} must be an array of floating-point numbers, found {dtype} {shape}")
-        return name
 
 
 def _add_product(into: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
@@ -191,8 +227,6 @@ def _add_product(into: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
 
 def _delta(acts_as: tuple[int, int], record: Record, held: Arrays, registry: Registry) -> Delta:
     """What gives the update of a weight (d, k): the method, or for grouped convolutions, which methods do not know, the factors."""
-    if "experts" in record:
-        raise FormatError("it is a stack of experts, which cannot be merged yet")
     method = registry.method(record["method"])
     if record.get("groups", 1) != 1 and record["method"] in ("lora", "dora"):
         if "magnitude" in held:

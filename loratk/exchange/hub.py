@@ -49,9 +49,9 @@ def load_adapter(
     """Read adapters (a name, names, or all) of any format: plain states, and a note for each thing that had to be decided.
 
     format: by content if None, else a name, or what `detect_format` found. base: the base's weights, where a format needs their names or
-    values. options: the format's own. allow_missing: tensors, by their name in the file, that may be absent; ConfigError for one that is not missed.
-    rename: other module paths, as in `transform.rename`. finite: whether values must be. Strict: raises FormatError with every fault of
-    the file, ConfigError, StoreError, UnknownNameError.
+    values. options: the format's own. allow_missing: tensors, by their name in the file, that may be absent; one that is not missed is
+    an error. rename: other module paths, as in `transform.rename`. finite: whether values must be. Strict: raises FormatError with every
+    fault of the file, ConfigError, StoreError, UnknownNameError.
     """
     registry = registry or default_registry()
     found = detect_format(path, format=format, registry=registry)
