@@ -105,7 +105,7 @@ def _fits(states: list[AdapterState], base: Checkpoint, registry: Registry, done
         modules = {module: record for module, record in state.modules.items() if record["method"] in known}
         tensors = {key: array for key, array in state.tensors.items() if key.rpartition(".")[0] in modules}
         wrong: list[str] = []
-        Merging(base.arrays(), registry, base.order).plan([replace(state, modules=modules, tensors=tensors)], wrong)
+        Merging(base.arrays(), registry, base.order, base.input_first).plan([replace(state, modules=modules, tensors=tensors)], wrong)
         done.faults.extend(wrong)
         if other := sorted({record["method"] for module, record in state.modules.items() if module not in modules}):
             done.unchecked.append(f"adapter {state.name!r}: whether its modules of {', '.join(other)} fit the base")

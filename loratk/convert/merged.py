@@ -60,7 +60,7 @@ def export_merged(
         )  # fmt: skip
         states = selected(reading.states, select) if select else reading.states
         found = list(_foreign(states, opened.arrays())) if check_base else []
-        merging = Merging(opened.arrays(), registry, opened.order)
+        merging = Merging(opened.arrays(), registry, opened.order, opened.input_first)
         if not found:
             merging.plan(states, found)
         if found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,8 +56,9 @@ def merge(
 class Merging:
     """What becomes of each array of a base under some adapters. A plan loads no array of the base, `array` one."""
 
-    def __init__(self, base: Mapping[str, np.ndarray], registry: Registry, order: str) -> None:
-        self.base, self.registry, self.order = base, registry, order
+    def __init__(self, base: Mapping[str, np.ndarray], registry: Registry, order: str, conv1d: Collection[str] = ()) -> None:
+        """`conv1d`: the modules whose weights lie input first whatever the order, as in `Checkpoint.input_first`."""
+        self.base, self.registry, self.order, self._conv1d = base, registry, order, conv1d
         self._changes: dict[str, list[Change]] = {}
         self._replaced: set[str] = set()
 
@@ -197,7 +198,7 @@ class Merging:
 
     def _oriented(self, array: np.ndarray, module: str, record: Record) -> np.ndarray:
         table = record.get("layer_type") == "embedding"
-        return array if self.order == "input-first" or table else input_first(array, module)
+        return array if self.order == "input-first" or table or module in self._conv1d else input_first(array, module)
 
     def _has(self, module: str, kind: str) -> bool:
         return f"{module}.{kind}" in self.base or (module == "root" and kind in self.base)

@@ -16,6 +16,7 @@ from ..io import strict_json
 from ..io.find import find_store
 from ..io.lazy import LazyArrays
 from ..io.store import Reader, Store, view
+from .conv1d import conv1d_modules
 from .format import Base
 from .own import FORMAT
 
@@ -33,7 +34,8 @@ class Checkpoint:
 
     `order` says how a weight of several axes lies in the file: "output-first", as torch keeps it (out, in, ...), or "input-first", as
     loratk and Keras keep it (..., in, out). If None, safetensors are taken as output first, unless their metadata says that loratk,
-    TensorFlow or Flax wrote them, and other stores as input first. `note` says what was taken, and why.
+    TensorFlow or Flax wrote them, and other stores as input first. `input_first`: the modules that lie input first all the same, as
+    their biases show. `note` says what was taken, and why.
     """
 
     def __init__(self, path: str | Path, stores: Mapping[str, Store], order: str | None = None) -> None:
@@ -50,8 +52,11 @@ class Checkpoint:
         except BaseException:
             self.close()
             raise
-        self.note = f"the base's weights are taken {self.order.replace('-', ' ')}: {why}"
         self._weights = dict(self._find_weights())
+        self.input_first = self._conv1d() if order is None and self.order == "output-first" else frozenset[str]()
+        self.note = f"the base's weights are taken {self.order.replace('-', ' ')}: {why}"
+        if self.input_first:
+            self.note += f"; {len(self.input_first)} as Conv1D of transformers, input first, such as {min(self.input_first)!r}"
 
     @property
     def path(self) -> str:
@@ -80,13 +85,12 @@ class Checkpoint:
                 f"'{self.path}': {name!r} must be floating-point numbers of at least two axes, found {array.dtype} {array.shape}"
             )
         array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
-        array = input_first(array, module) if self.order == "output-first" else array
+        array = input_first(array, module) if self.order == "output-first" and module not in self.input_first else array
         return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
 
     def bias(self, module: str) -> np.ndarray | None:
         """A module's bias (k,), float32 or float64; None where it has none."""
-        weight = self._weights.get(module, f"{module}.weight")
-        name = f"{weight.removesuffix('/vars/0')}/vars/1" if weight.endswith("/vars/0") else f"{weight.removesuffix('weight')}bias"
+        name = _bias(self._weights.get(module, f"{module}.weight"))
         if name not in self._where:
             return None
         array = self._readers[self._where[name]].array(name)
@@ -169,6 +173,14 @@ class Checkpoint:
             return "input-first", f"its metadata says that its format is {kind!r}"
         return "output-first", "the order of torch, whose files safetensors mostly are"
 
+    def _conv1d(self) -> frozenset[str]:
+        shapes, biases = {}, {}
+        for module, name in self._weights.items():
+            shapes[module] = self._readers[self._where[name]].info(name)[0]
+            if (bias := _bias(name)) in self._where:
+                biases[module] = self._readers[self._where[bias]].info(bias)[0]
+        return conv1d_modules(shapes, biases)
+
     def _find_weights(self) -> Iterator[tuple[str, str]]:
         for name in sorted(self._where):
             module, _, last = name.rpartition(".")
@@ -183,6 +195,11 @@ def input_first(array: np.ndarray, module: str = "") -> np.ndarray:
     if array.ndim < 2 or (array.ndim == 2 and module.rpartition(".")[2] in EMBEDDINGS):
         return array
     return array.transpose(*range(2, array.ndim), 1, 0)
+
+
+def _bias(weight: str) -> str:
+    """The name of the bias beside a weight."""
+    return f"{weight.removesuffix('/vars/0')}/vars/1" if weight.endswith("/vars/0") else f"{weight.removesuffix('weight')}bias"
 
 
 def _indexed(path: Path) -> list[str]:

@@ -102,7 +102,8 @@ def as_other(
     shape = base.shape(module) if base is not None else ()
     if base is not None and len(shape) > 1:
         order = getattr(base, "order", "")
-        sizes = sizes or acts_as(shape, order)
+        outputs = len(held["vera_lambda_b"]) if record["method"] == "vera" else outputs_of(shape, order)
+        sizes = sizes or [math.prod(shape) // max(outputs, 1), outputs]
         if math.prod(shape) != math.prod(sizes) or sizes[1] not in shape:
             raise ConfigError(f"it is for a weight that acts as {sizes}, the base's has shape {shape}; is it the right base?")
         window = window_of(shape, sizes[1], order)
@@ -117,10 +118,9 @@ def as_other(
     return Other(whole, held, window, shared or {}, lambda: output_first(weight(), window), bias)
 
 
-def acts_as(shape: Sequence[int], order: str) -> list[int]:
-    """[d, k] of a weight of this shape."""
-    k = shape[-1] if order == "input-first" else shape[0]
-    return [math.prod(shape) // max(k, 1), k]
+def outputs_of(shape: Sequence[int], order: str) -> int:
+    """k of a weight of this shape."""
+    return shape[-1] if order == "input-first" else shape[0]
 
 
 def window_of(shape: Sequence[int], k: int, order: str) -> tuple[int, ...]:

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from loratk.convert import export_merged
 from loratk.errors import ConfigError, FormatError, StoreError, UnknownNameError
-from loratk.exchange import Checkpoint
-from loratk.io import Hdf5Store, write_safetensors
+from loratk.exchange import AdapterState, Checkpoint, save_adapter
+from loratk.exchange.conv1d import conv1d_modules
+from loratk.io import Hdf5Store, open_safetensors, write_safetensors
 from loratk.plugins import default_registry
+from loratk.verify import verify
 
 STORES = default_registry().stores
 RNG = np.random.default_rng(0)
@@ -106,3 +109,63 @@ def test_an_adapter_is_no_base(tmp_path, request):
 def test_strings_of_the_first_file_count(tmp_path):
     with Checkpoint(torch_file(tmp_path / "m.safetensors", {"format": "pt", "note": "x"}), STORES) as base:
         assert base.strings == {"format": "pt", "note": "x"}
+
+
+def gpt2(path, square="attn.c_proj"):
+    """A file of torch as GPT-2's: Conv1D layers, an output layer and a norm."""
+    rng = np.random.default_rng(0)
+    arrays = {"h.0.attn.c_attn": (4, 12), f"h.0.{square}": (4, 4), "h.0.mlp.c_proj": (16, 4), "head": (9, 4), "h.0.ln": (4,)}
+    biases = {"h.0.attn.c_attn": 12, f"h.0.{square}": 4, "h.0.mlp.c_proj": 4, "head": 9, "h.0.ln": 4}
+    write_safetensors(
+        path,
+        {f"{module}.weight": rng.standard_normal(shape).astype("f4") for module, shape in arrays.items()}
+        | {f"{module}.bias": rng.standard_normal(k).astype("f4") for module, k in biases.items()},
+        {"format": "pt"},
+    )
+    return path
+
+
+def test_conv1d_of_transformers_is_told_by_the_biases(tmp_path):
+    """A square one is as those of its name."""
+    path = gpt2(tmp_path / "gpt2.safetensors")
+    with Checkpoint(path, STORES) as base, open_safetensors(path) as reader:
+        assert base.input_first == {"h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_proj"}
+        assert "3 as Conv1D of transformers, input first, such as 'h.0.attn.c_attn'" in base.note
+        for module in base.input_first:
+            np.testing.assert_array_equal(base.weight(module), reader.array(f"{module}.weight"))
+        np.testing.assert_array_equal(base.weight("head"), reader.array("head.weight").T)
+    with Checkpoint(path, STORES, "output-first") as base:
+        assert base.input_first == frozenset()
+        assert base.weight("h.0.attn.c_attn").shape == (12, 4)
+    with Checkpoint(gpt2(path, square="attn.other"), STORES) as base:
+        assert "h.0.attn.other" not in base.input_first
+
+
+@pytest.mark.parametrize(
+    ("shapes", "biases", "want"),
+    [({"a.p": (2, 3), "b.p": (3, 2)}, {"a.p": (3,), "b.p": (2,)}, {"a.p", "b.p"}),
+     ({"a.p": (2, 3), "b.p": (3, 2), "c.p": (2, 2)}, {"a.p": (3,), "b.p": (3,), "c.p": (2,)}, {"a.p"}),
+     ({"a.p": (2, 3)}, {"a.p": (4,)}, set()), ({"a.p": (2, 3)}, {}, set()), ({"a.p": (2, 3, 3)}, {"a.p": (3,)}, set())],
+    ids=["all", "torn between two", "a bias that fits nothing", "no bias", "a convolution"],
+)  # fmt: skip
+def test_what_a_bias_tells(shapes, biases, want):
+    assert conv1d_modules(shapes, biases) == want
+
+
+def test_adapters_of_conv1d_are_merged_the_right_way_round(tmp_path):
+    path = gpt2(tmp_path / "gpt2.safetensors")
+    rng = np.random.default_rng(1)
+    shapes = {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "head": (4, 9)}
+    tensors = {f"{module}.lora_A": rng.standard_normal((d, 2)) for module, (d, _) in shapes.items()}
+    tensors |= {f"{module}.lora_B": rng.standard_normal((2, k)) for module, (_, k) in shapes.items()}
+    record = {"method": "lora", "layer_type": "linear", "rank": 2, "alpha": 2.0, "scaling": 1.0}
+    state = AdapterState("a", {}, tensors, {module: record | {"shape": list(shape)} for module, shape in shapes.items()})
+    save_adapter(tmp_path / "x.h5", state)
+    export_merged(tmp_path / "x.h5", path, tmp_path / "y.safetensors")
+    with Checkpoint(path, STORES) as base:
+        assert verify(tmp_path / "x.h5", base=base).faults == []
+    with open_safetensors(path) as before, open_safetensors(tmp_path / "y.safetensors") as after:
+        for module in shapes:
+            update = tensors[f"{module}.lora_A"] @ tensors[f"{module}.lora_B"]
+            moved = after.array(f"{module}.weight").astype(float) - before.array(f"{module}.weight")
+            np.testing.assert_allclose(moved, update.T if module == "head" else update, atol=1e-5)
