@@ -8,6 +8,7 @@ import zipfile
 
 from loratk.io import seal
 
+from .checksums import repaired
 from .mutate import Mutator
 
 VALUES = [
@@ -130,8 +131,13 @@ def hdf5(m: Mutator, data: bytes, other: bytes) -> bytes:
             body = m.change(body, other)
             continue
         at = m.pick(marks)
-        piece = m.change(body[at : at + 64], other)
-        body = body[:at] + (piece + body[at + len(piece) : at + 64])[:64] + body[at + 64 :]
+        if m.chance(0.3):  # lead to another structure
+            place = at + 4 * m.below(16)
+            body = body[:place] + m.pick(marks).to_bytes(8, "little") + body[place + 8 :]
+        else:
+            piece = m.change(body[at : at + 64], other)
+            body = body[:at] + (piece + body[at + len(piece) : at + 64])[:64] + body[at + 64 :]
+        body = repaired(body, at)
     if not sealed or m.chance(0.1):
         return body
     file = io.BytesIO(body)

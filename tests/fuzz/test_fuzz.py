@@ -5,15 +5,18 @@ The long run is `python -m tests.fuzz --inputs 100000` (the tox environment `fuz
 
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
 from loratk.exchange import formats_of
+from loratk.io import Hdf5Store
 from loratk.plugins import default_registry
 
 if sys.platform == "win32":
     pytest.skip("limits and signals of POSIX", allow_module_level=True)
 
+from tests.fuzz.checksums import repaired
 from tests.fuzz.mutate import CHANGES, Mutator
 from tests.fuzz.run import fuzz
 from tests.fuzz.structures import change
@@ -95,3 +98,18 @@ def test_changes_of_nearly_nothing(made):
     for data in (b"", b"a", b"123", bytes(9)):
         for at in range(20):
             assert isinstance(made(Mutator(np.random.default_rng(at)), data, b""), bytes)
+
+
+@pytest.mark.parametrize("libver", ["v108", "latest"])
+def test_checksums_of_hdf5_are_made_to_fit(libver, tmp_path):
+    with h5py.File(tmp_path / "x", "w", libver=libver) as file:
+        file["a"] = np.arange(3)
+        file.attrs["text"] = "abc"
+    whole = (tmp_path / "x").read_bytes()
+    headers = [at for at in range(len(whole)) if whole[at : at + 4] == b"OHDR"]
+    assert len(headers) == 2
+    for at in (0, *headers):
+        assert repaired(whole, at) == whole
+    assert Hdf5Store().read(tmp_path / "x").strings == {"text": "abc"}
+    (tmp_path / "x").write_bytes(repaired(whole.replace(b"text", b"next"), max(at for at in headers if at < whole.index(b"text"))))
+    assert Hdf5Store().read(tmp_path / "x").strings == {"next": "abc"}

@@ -53,6 +53,7 @@ class Watch:
 
     def __init__(self, inside: Path) -> None:
         self.inside, self.active = str(inside), False
+        self.mark = str(inside.parent / ".loratk-commit")  # where a folder of files may be on its way to its place
         self.seen: list[str] = []
         sys.addaudithook(self._hook)
 
@@ -61,7 +62,7 @@ class Watch:
             return
         if event == "open" and isinstance(arguments[0], str | bytes):
             path = arguments[0] if isinstance(arguments[0], str) else arguments[0].decode("utf-8", "replace")
-            if not path.startswith((self.inside, sys.prefix, sys.base_prefix)) or ".." in path:
+            if path != self.mark and (not path.startswith((self.inside, sys.prefix, sys.base_prefix)) or ".." in path):
                 self.seen.append(f"opened {path!r}")
         elif event == "import" and arguments[0].partition(".")[0] not in _MODULES:
             self.seen.append(f"imported {arguments[0]!r}")
