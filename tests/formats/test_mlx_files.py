@@ -1,4 +1,4 @@
-"""Folders of mlx-lm that are broken, hostile or odd, and what is left of a write that is cut off."""
+"""Folders of mlx-lm that are broken, hostile or odd, and what a write leaves as it was."""
 
 import json
 import random
@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from mlx_adapters import Base, adapter, assert_same, blocks, module
 from mlx_loader import tiny
-from test_mlx import Base, adapter, assert_same, blocks, module
 
 from loratk.errors import ConfigError, FormatError, LoratkError, StoreError
 from loratk.exchange import detect_format, load_adapter, save_adapter
