@@ -5,7 +5,13 @@ code that knows nothing of loratk still catches it. A message says what was want
 where, and what to do.
 """
 
+import re
 from collections.abc import Iterable
+
+MANY = 8
+"""How many faults that differ in a name alone are told one by one."""
+_NAMED = re.compile(r"((?:.*\W)?)(module|tensor) ('[^'\n]*')(.*)", re.DOTALL)
+"""What is before the last name of a module or tensor, its kind, the name, and what is wrong with it."""
 
 
 class LoratkError(Exception):
@@ -69,5 +75,20 @@ def choices(names: Iterable[str]) -> str:
 
 
 def faults(title: str, found: Iterable[str]) -> str:
-    """One message out of many faults: the title, then one line a fault."""
-    return "\n".join([title, *(f"  - {fault}" for fault in found)])
+    """One message out of many faults: the title, then one line a fault, as `together` gives them; a fault with faults is indented."""
+    return "\n".join([title, *(f"  - {fault}".replace("\n", "\n  ") for fault in together(found))])
+
+
+def together(found: Iterable[str]) -> list[str]:
+    """The faults, with those of many modules or tensors that differ in its name alone as one that names the first few and counts them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for fault in found:
+        split = _NAMED.fullmatch(fault)
+        groups.setdefault((split[1], split[2], split[4]) if split else (fault,), []).append(split[3] if split else fault)
+    lines: list[str] = []
+    for key, names in groups.items():
+        if len(key) == 1 or len(names) <= MANY:
+            lines += names if len(key) == 1 else [f"{key[0]}{key[1]} {name}{key[2]}" for name in names]
+        else:
+            lines.append(f"{key[0]}each of {len(names)} {key[1]}s ({', '.join(names[:3])}, ...){key[2]}")
+    return lines

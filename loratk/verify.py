@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .convert.merging import Merging
-from .errors import ConfigError, FormatError
+from .errors import ConfigError, FormatError, together
 from .exchange import AdapterState, Checkpoint, detect_format, load_adapter
 from .exchange.cautions import cautions
+from .exchange.others import KNOWN
 from .exchange.state import value_faults
 from .io import find_store
 from .io.seal import has_seal
@@ -100,13 +101,13 @@ def _values(state: AdapterState, done: Verification) -> None:
 
 def _fits(states: list[AdapterState], base: Checkpoint, registry: Registry, done: Verification) -> None:
     """Names and shapes by the plan of a merge, which loads no weight, and the fingerprint where there is one."""
-    known = {*registry.methods, "bias", "full", "diff"}
+    known = {*registry.methods, *KNOWN, "bias", "full", "diff"}
     for state in states:
         modules = {module: record for module, record in state.modules.items() if record["method"] in known}
         tensors = {key: array for key, array in state.tensors.items() if key.rpartition(".")[0] in modules}
         wrong: list[str] = []
         Merging(base.arrays(), registry, base.order, base.input_first).plan([replace(state, modules=modules, tensors=tensors)], wrong)
-        done.faults.extend(wrong)
+        done.faults.extend(together(wrong))
         if other := sorted({record["method"] for module, record in state.modules.items() if module not in modules}):
             done.unchecked.append(f"adapter {state.name!r}: whether its modules of {', '.join(other)} fit the base")
         if not wrong:

@@ -129,9 +129,9 @@ class _Writing:
 
     def notes(self) -> list[str]:
         """How much of the update half precision swallowed."""
-        if not self._moved:
+        share = 100 * self._lost / self._moved if self._moved else 0.0
+        if share < 0.05:
             return []
-        share = 100 * self._lost / self._moved
         return [f"{share:.1f} % of the numbers in changed arrays are as before: half precision rounds small updates away (--dtype float32)"]
 
 

@@ -52,6 +52,9 @@ class Checkpoint:
         except BaseException:
             self.close()
             raise
+        if self._where and all("lora" in name.lower() for name in self._where):
+            self.close()
+            raise FormatError(f"the base '{self.path}' holds nothing but an adapter's factors; the base is what the adapter was trained on")
         self._weights = dict(self._find_weights())
         self.input_first = self._conv1d() if order is None and self.order == "output-first" else frozenset[str]()
         self.note = f"the base's weights are taken {self.order.replace('-', ' ')}: {why}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, choices
+from ..errors import ConfigError, LoratkError, choices
 from .factors import frobenius, together, update_pairs
+from .others import KNOWN
+from .plain import as_lora, as_other, is_shared, shared_of
 from .state import AdapterState, dtypes_of
 
 Pairs = list[tuple[AdapterState, AdapterState]]
@@ -81,7 +84,7 @@ def compare(
     """
     left, right = a.parameters(), b.parameters()
     common = [module for module in left if module in right]
-    modules = [_module(name, a.modules[name], left[name], b.modules[name], right[name]) for name in track(common, "comparing")]
+    modules = [_module(name, *_pair(a, b, name, left[name], right[name])) for name in track(common, "comparing")]
     only_a, only_b = ([name for name in mine if name not in other] for mine, other in ((left, right), (right, left)))
     return Comparison((a.name, b.name), tolerance, modules, only_a, only_b)
 
@@ -100,6 +103,26 @@ def paired(left: Sequence[AdapterState], right: Sequence[AdapterState]) -> tuple
             f"no adapter has the same name in both: {choices(ours)}, and {choices(theirs)}; choose one of each (--adapter-a, --adapter-b)"
         )
     return pairs, sorted(ours.keys() - theirs), sorted(theirs.keys() - ours)
+
+
+def _pair(a: AdapterState, b: AdapterState, name: str, mine: Tensors, others: Tensors) -> tuple[Record, Tensors, Record, Tensors]:
+    """The records and parameters of a module of both, those of other methods by their factors: what they add is compared."""
+    one, two = a.modules[name], b.modules[name]
+    same = one["method"] == two["method"] and one.get("scaling") == two.get("scaling")
+    if same and mine.keys() == others.keys() and all(np.array_equal(mine[key], others[key]) for key in mine):
+        return one, mine, two, others
+    return *_plain(a, name, mine), *_plain(b, name, others)
+
+
+def _plain(state: AdapterState, name: str, held: Tensors) -> tuple[Record, Tensors]:
+    record = state.modules[name]
+    if record["method"] not in KNOWN or is_shared(record, held):
+        return record, held
+    with suppress(LoratkError):  # it needs the base, or would be too large: compared by its parameters
+        other = as_other(record, held, name, shared=shared_of(state))
+        if other.low and other.magnitude is None:
+            return as_lora(other)[0]
+    return record, held
 
 
 def _module(name: str, one: Record, mine: Tensors, two: Record, others: Tensors) -> ModuleDifference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +45,28 @@ def detect(path: Path, formats: Formats, stores: Mapping[str, Store]) -> Detecte
         said = [f"{name}: {evidence}" for name, evidence in claims.items()]
         raise ConfigError(faults(f"cannot choose how to read '{path}': several formats recognise it; name one of them (--from):", said))
     if path.is_dir():
-        raise FormatError(f"no format recognises the folder '{path}' ({choices(formats)} were asked): {_inside(path)}")
+        raise FormatError(f"no format recognises the folder '{path}' ({choices(formats)} were asked): {_inside(path, formats)}")
+    if (owner := _claimed(path.parent, formats)) is not None:
+        raise FormatError(f"'{path}' alone is no adapter, but a part of the folder '{path.parent}' ({owner.title}); give the folder")
     list_adapters(path, stores=stores)  # raises: damaged, of no store, or what else its store finds in it
     raise FormatError(f"no format recognises '{path}', though its store reads it as adapters; name its format (--from)")
 
 
-def _inside(folder: Path) -> str:
+def _claimed(path: Path, formats: Formats) -> AdapterFormat | None:
+    """The one format that recognises a path beside the one that was asked for; None if it cannot be looked at."""
+    with suppress(StoreError):
+        found = [format for format in formats.values() if format.detect(path) is not None]
+        return found[0] if len(found) == 1 else None
+    return None
+
+
+def _inside(folder: Path, formats: Formats) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
         return f"it holds {choices(names[:8])}; loratk reads a file of torch.save only if its format is named (--from loralib)"
-    return f"it holds {choices(names[:8])}{' and more' if len(names) > 8 else ''}"
+    claims = [(name, owner) for name in names[:8] if (folder / name).is_file() and (owner := _claimed(folder / name, formats))]
+    read = "".join(f"; {name!r} in it is of the format {owner.name!r}: give its path" for name, owner in claims)
+    return f"it holds {choices(names[:8])}{' and more' if len(names) > 8 else ''}{read}"
 
 
 def choose(path: Path, formats: Formats) -> AdapterFormat:

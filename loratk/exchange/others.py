@@ -16,14 +16,15 @@ Any but VeRA, AdaLoRA and IA3 may have a dora_scale: of outputs it is DoRA's mag
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError
+from ..errors import ConfigError, FormatError, LoratkError, choices
 from . import lowrank
 from .lowrank import Pair, Parameters
 
@@ -38,6 +39,17 @@ LOW: Mapping[str, Callable[[Other], Pair]] = {
 }
 """The methods whose update is a product of small matrices."""
 KNOWN = frozenset({*LOW, "ia3"})
+NEEDED: Mapping[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
+    "loha": ((("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),),
+    "lokr": ((("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")), (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))),
+    "locon": ((("lora_up", "lora_down"),),),
+    "dora_in": ((("lora_up", "lora_down", "dora_scale"),),),
+    "adalora": ((("adalora_A", "adalora_B", "adalora_E"),),),
+    "vera": ((("vera_lambda_b", "vera_lambda_d"),),),
+    "glora": ((("a1", "a2", "b1", "b2"),),),
+    "ia3": ((("ia3_l",), ("weight", "on_input")),),
+}
+"""By method the sets of parameters of which one must be there; LoKr needs one of two such lists each."""
 OF_VERA = {"vera_A", "vera_B"}
 """The parameters of the module of an adapter that is VeRA's shared matrices, and no update itself."""
 EPSILON = float(np.finfo(np.float32).eps)
@@ -105,12 +117,32 @@ class Other:
         core = self.method == "glora" and bool(self.window or "bm" in self.held)
         return self.method in LOW and not of_inputs and not core and "bias_values" not in self.held
 
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """While it runs, parameters whose shapes do not fit each other are a FormatError that lists them."""
+        try:
+            yield
+        except LoratkError:
+            raise
+        except (ArithmeticError, LookupError, ValueError) as error:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in sorted(self.held.items()))
+            raise FormatError(f"its parameters do not fit each other, or the weight: {shapes}") from error
+
     def pair(self) -> Pair:
         """left (k, R), right (R, d) of a low update, without its scaling; R is at most the smaller of k and d."""
-        return lowrank.smallest(*LOW[self.method](self))
+        with self.fitting():
+            left, right = LOW[self.method](self)
+            if left.shape[1] != right.shape[0]:
+                raise ValueError
+            return lowrank.smallest(left, right)
 
     def update(self) -> np.ndarray:
         """What it adds, with its scaling, before a magnitude of outputs: (k, d), float64. Raises FormatError for what does not fit."""
+        lowrank.check_size(*self.sizes)
+        with self.fitting():
+            return self._update()
+
+    def _update(self) -> np.ndarray:
         if self.method == "ia3":
             return self.weight * self.factor()
         if self.method == "glora" and not self.low:
@@ -125,6 +157,8 @@ class Other:
     def delta(self) -> np.ndarray:
         """W' - W, (k, d), float64: the update, under the magnitude where there is one."""
         update = self.update()
+        if update.shape != self.sizes:
+            raise FormatError(f"its update is {update.shape}, output first, of a weight {self.sizes}")
         if (magnitude := self.magnitude) is None:
             return update
         moved = self.weight + update
@@ -132,8 +166,16 @@ class Other:
         ratio = np.divide(magnitude, norm, out=np.zeros_like(norm), where=norm > 0)
         return np.asarray(moved * ratio[:, None] - self.weight)
 
+    def check_names(self) -> None:
+        """Raises FormatError where a parameter of the method is not there."""
+        for sets in NEEDED.get(self.method, ()):
+            if not any(self.held.keys() >= set(names) for names in sets):
+                wanted = " or ".join(choices(names) for names in sets)
+                raise FormatError(f"its method {self.method!r} needs the parameters {wanted}, found {choices(self.held)}")
+
     def check(self) -> None:
-        """Raises FormatError or ConfigError where what the record does not tell of the shapes (VeRA, IA3) does not fit the weight's."""
+        """Raises FormatError or ConfigError for missing parameters, or shapes (of VeRA, IA3) that do not fit the weight."""
+        self.check_names()
         if self.method == "vera":
             lowrank.check_vera(self.wide, *self.sizes)
         elif self.method == "ia3":

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, LoratkError, faults
+from ..errors import ConfigError, FormatError, LoratkError, faults
 from .factors import nearest_pair
 from .format import Base
 from .lowrank import Pair, kron_truncated, truncated
-from .others import KNOWN, OF_VERA, Other
+from .others import KNOWN, OF_VERA, Other, no_weight
 from .state import AdapterState
 from .torch_layout import from_torch
 from .transform import rebuilt
@@ -97,6 +97,7 @@ def as_other(
 
     `d`: the inputs, where neither the record nor the base tells (VeRA). Raises ConfigError where the base has another shape.
     """
+    Other(record, held).check_names()
     window = tuple(record.get("kernel", next((held[name].shape[2:] for name in CORES if name in held), ())))
     sizes = list(record.get("shape", ()))
     shape = base.shape(module) if base is not None else ()
@@ -143,12 +144,16 @@ def input_first(matrix: np.ndarray, window: Sequence[int]) -> np.ndarray:
 
 def as_lora(other: Other, limit: int | None = None) -> tuple[Module, float | None]:
     """A module as LoRA or DoRA, of its exact rank or at most `limit`, and the share of its update that is lost: None where it is exact."""
-    (left, right), lost = _factors(other, limit)
-    rank, window = left.shape[1], other.window
-    facts, a, b = from_torch(right.reshape(rank, -1, *window), left.reshape(-1, rank, *[1] * len(window)))
+    window = other.window
+    with other.fitting():
+        (left, right), lost = _factors(other, limit)
+        rank = left.shape[1]
+        facts, a, b = from_torch(right.reshape(rank, -1, *window), left.reshape(-1, rank, *[1] * len(window)))
     dtype = np.result_type(np.float32, *(array.dtype for name, array in other.held.items() if name not in BESIDE))
     held = {"lora_A": a.astype(dtype), "lora_B": b.astype(dtype)}
     record = {key: value for key, value in other.record.items() if key not in ("dtypes", "orientation")} | facts
+    if (want := other.record.get("shape")) is not None and facts["shape"] != list(want):
+        raise FormatError(f"its record says that the weight acts as {list(want)}, its parameters make {facts['shape']}")
     scaling = other.scaling if other.low else 1.0
     record |= {"method": "lora", "alpha": scaling * rank, "scaling": scaling, "alpha_source": _source(other.record)}
     marks = other.record.get("dtypes", {})
@@ -173,7 +178,8 @@ def _factors(other: Other, limit: int | None) -> tuple[Pair, float | None]:
         return truncated(left, right, limit) if limit and left.shape[1] > limit else ((left, right), None)
     rank = limit or other.record.get("rank")
     if rank is None:
-        raise ConfigError("its update is of no low rank; say which rank to make it (--bake-rank N)")
+        base = "" if other.base_weight is not no_weight else ", and give the base's weights (--base)"
+        raise ConfigError(f"its update is of no low rank; say which rank to make it (--bake-rank N){base}")
     update = other.update()
     left, right = nearest_pair(update, min(rank, *update.shape))
     whole = float(np.linalg.norm(update))

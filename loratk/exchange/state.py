@@ -98,7 +98,9 @@ def value_faults(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Tensors with values that are not finite."""
     for key, tensor in tensors.items():
         if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            yield f"tensor {key!r} has {np.count_nonzero(~np.isfinite(tensor))} values that are NaN or infinite: training diverged"
+            count = np.count_nonzero(~np.isfinite(tensor))
+            what = "1 value that is" if count == 1 else f"{count} values that are"
+            yield f"tensor {key!r} has {what} NaN or infinite: training diverged"
 
 
 def metadata_faults(metadata: Any) -> Iterator[str]:

@@ -140,7 +140,7 @@ def _read(
     if bare and scale is None:
         raise ConfigError(f"'{path}' has no {CONFIG} beside its tensors, which holds the scale; give it as the option scale")
     if tensors is None:
-        raise FormatError(f"'{path}' has a {CONFIG}, but no {name}; get the whole folder")
+        raise FormatError(f"'{path}' has {CONFIG}, but no {name}; get the whole folder")
     if not bare and scale is not None:
         raise ConfigError(f"'{path}' has its scale in {CONFIG}; leave the option scale out, or change it there")
     settings = MlxConfig(scale=scale or 0.0) if config is None else parse(load_json(folder / CONFIG, config), found, notes)

@@ -55,7 +55,7 @@ def opened(folder: Path) -> Iterator[tuple[BinaryIO, SafetensorsReader]]:
 
 def _without_tensors(folder: Path) -> str:
     if not (folder / PICKLE).exists():
-        return f"'{folder}' has a {CONFIG}, but no {TENSORS}; get the whole folder"
+        return f"'{folder}' has {CONFIG}, but no {TENSORS}; get the whole folder"
     return (
         f"'{folder}' has its tensors in {PICKLE}, a Python pickle, which can run code when it is loaded; loratk takes it only if "
         f"asked, with a reader that allows nothing but tensors: --from loralib and the path of {PICKLE}. "

@@ -15,7 +15,7 @@ from loratk.exchange import AdapterState, Base
 from loratk.io.text import from_text
 
 from . import others
-from .config import ADALORA_KEPT, CHANGES, HELD, IMPORTS
+from .config import ADALORA_KEPT, CHANGES, HELD, IMPORTS, KEPT, OTHERS
 from .keys import BASE
 from .targets import patterns, target_modules
 
@@ -50,7 +50,11 @@ class Plan:
 def fields(made: Plan, method: str, paths: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
     """adapter_config.json for PEFT's method; `paths` are those of the modules with PEFT's wrappers in them."""
     state, modules = made.state, made.state.modules
-    config = {"base_model_name_or_path": None, "revision": None, "task_type": None} | kept_fields(state)
+    foreign = {key for own in OTHERS.values() for key in own} - OTHERS.get(
+        method, KEPT
+    )  # of the method that an adapter had before it was made LoRA
+    kept = {key: value for key, value in kept_fields(state).items() if key not in foreign}
+    config = {"base_model_name_or_path": None, "revision": None, "task_type": None} | kept
     config |= {"peft_type": method, "inference_mode": True}
     whole = [module for module, record in modules.items() if record["method"] == "full" and not module.endswith(f".{BASE}")]
     saved = [module for module in whole if set(state.parameters()[module]) != {"bias"}]

@@ -80,11 +80,16 @@ def test_whether_it_fits_a_base(run, files, tmp_path):
 
 
 def test_methods_without_a_plugin_are_left_unchecked(run, files, tmp_path):
-    state = AdapterState("mine", {}, {"0.hada": np.ones(3)}, {"0": {"method": "loha", "orientation": "torch"}})
+    state = AdapterState("mine", {}, {"0.w": np.ones(3)}, {"0": {"method": "odd", "orientation": "torch"}})
     write_adapters(tmp_path / "a.h5", [state], stores=default_registry().stores)
     got = run("verify", tmp_path / "a.h5", "--base", files.base)
     assert got.exit_code == 0
-    assert "?       adapter 'mine': whether its modules of loha fit the base" in got.stdout
+    assert "?       adapter 'mine': whether its modules of odd fit the base" in got.stdout
+    state = AdapterState("mine", {}, {"0.hada": np.ones(3)}, {"0": {"method": "loha", "orientation": "torch"}})
+    write_adapters(tmp_path / "b.h5", [state], stores=default_registry().stores)
+    got = run("verify", tmp_path / "b.h5", "--base", files.base)
+    assert got.exit_code == 1
+    assert "FAULT   adapter 'mine', module '0': its method 'loha' needs the parameters 'hada_w1_a'" in got.stdout
 
 
 def test_json(run, files):

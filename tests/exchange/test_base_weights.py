@@ -169,3 +169,9 @@ def test_adapters_of_conv1d_are_merged_the_right_way_round(tmp_path):
             update = tensors[f"{module}.lora_A"] @ tensors[f"{module}.lora_B"]
             moved = after.array(f"{module}.weight").astype(float) - before.array(f"{module}.weight")
             np.testing.assert_allclose(moved, update.T if module == "head" else update, atol=1e-5)
+
+
+def test_factors_alone_are_no_base(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", {"m.lora_A.weight": LINEAR, "m.lora_B.weight": LINEAR.T}, {})
+    with pytest.raises(FormatError, match="nothing but an adapter's factors; the base is what"):
+        Checkpoint(tmp_path / "x.safetensors", STORES)

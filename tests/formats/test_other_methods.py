@@ -10,7 +10,7 @@ from kohya_files import GOLDEN, golden, lokr, lora, normal, read
 from loratk import load_adapter, save_adapter
 from loratk.convert import export_adapters, export_merged
 from loratk.errors import ConfigError, FormatError
-from loratk.exchange import AdapterState, Checkpoint, plain_lora
+from loratk.exchange import AdapterState, Checkpoint, compare, plain_lora
 from loratk.exchange.factors import dense_update
 from loratk.io import SafetensorsStore, open_safetensors, write_safetensors
 
@@ -294,3 +294,66 @@ def test_whole_factors_of_lokr_keep_their_scaling_where_readers_take_it_as_one(t
     assert got.modules["lycoris_m"]["scaling"] == 1.0
     kron = np.kron(*(got.tensors[f"lycoris_m.lokr_w{n}"].astype(np.float64) for n in (1, 2)))
     assert relative(kron, 4 / 3 * np.kron(one.astype(np.float64), two.astype(np.float64))) < 1e-7
+
+
+@pytest.mark.parametrize("name", ["adalora", "loha", "lokr"])
+def test_an_adapter_and_what_was_baked_of_it_are_the_same(tmp_path, name):
+    """What is compared is what they add, not the method."""
+    (state,) = load_adapter(PEFT / name).states
+    (plain,), _ = plain_lora([state])
+    assert compare(state, plain).same
+    assert compare(state, state).identical
+    half = AdapterState(
+        "default", {}, dict(state.tensors), {m: record | {"scaling": record["scaling"] / 2} for m, record in state.modules.items()}
+    )
+    for other in (plain, state):
+        (module, *_) = compare(half, other).modules
+        assert module.relative == pytest.approx(0.5)
+        assert module.cosine == pytest.approx(1.0)
+
+
+def test_a_folder_made_lora_has_no_fields_of_the_method_it_had(tmp_path):
+    export_adapters(PEFT / "loha", tmp_path / "x", to="peft", bake=True, portable=True)
+    fields = json.loads((tmp_path / "x/adapter_config.json").read_text())
+    assert fields["peft_type"] == "LORA"
+    assert not {"rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights", "alpha"} & fields.keys()
+    assert load_adapter(PEFT / "loha").states[0].metadata["peft.use_effective_conv2d"]
+
+
+def test_the_update_of_ia3_asks_for_all_that_it_needs_at_once():
+    with pytest.raises(ConfigError, match=r"\(--bake-rank N\), and give the base's weights \(--base\)"):
+        plain_lora([ia3(normal(5, 1))])
+
+
+A, B, W = np.ones((5, 2)), np.ones((2, 4)), np.ones((5, 4))
+BROKEN = {
+    "a factor missing": ("loha", {"hada_w1_a": A, "hada_w1_b": B, "hada_w2_a": A}, "needs the parameters 'hada_w1_a', 'hada_w1_b'"),
+    "other names": ("lokr", {"w1": A}, "needs the parameters 'lokr_w1' or 'lokr_w1_a', 'lokr_w1_b', found 'w1'"),
+    "ranks apart": ("loha", {"hada_w1_a": A, "hada_w1_b": B[:1], "hada_w2_a": A, "hada_w2_b": B}, "do not fit each other"),
+    "sides apart": ("loha", {"hada_w1_a": A, "hada_w1_b": B, "hada_w2_a": A[:3], "hada_w2_b": B}, "do not fit each other"),
+    "no matrix": ("locon", {"lora_up": np.ones(()), "lora_down": B}, "do not fit each other"),
+    "a core of a side": ("locon", {"lora_up": A, "lora_down": B, "lora_mid": np.ones((3, 3, 2))}, "do not fit each other"),
+    "another weight": ("lokr", {"lokr_w1": A, "lokr_w2": B}, r"acts as \[4, 5\], its parameters make \[8, 10\]"),
+    "values of another length": ("adalora", {"adalora_A": B, "adalora_B": A, "adalora_E": np.ones((3, 1))}, "do not fit each other"),
+    "no places": ("locon", {"lora_up": A, "lora_down": B, "bias_values": np.ones(2), "bias_size": np.array([5, 4])}, "do not fit each"),
+    "huge": ("locon", {"lora_up": np.ones((1 << 15, 1)), "lora_down": np.ones((1, 1 << 15)), "bias_values": np.ones(1),
+                       "bias_indices": np.zeros((2, 1), int), "bias_size": np.array([1 << 15, 1 << 15])}, "above"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "held", "want"), BROKEN.values(), ids=BROKEN.keys())
+def test_parameters_that_make_no_update_are_an_error_that_names_them(tmp_path, method, held, want):
+    """In loratk's own files any method may have any parameters."""
+    shape = [1 << 15, 1 << 15] if want == "above" else [4, 5]
+    record = {"method": method, "orientation": "torch", "shape": shape, "rank": 2, "alpha": 2.0, "scaling": 1.0}
+    state = AdapterState("a", {}, {f"m.{name}": array for name, array in held.items()}, {"m": record})
+    with pytest.raises(ConfigError, match=want):
+        plain_lora([state])
+    if want == "above":
+        return
+    save_adapter(tmp_path / "x.h5", state)
+    write_safetensors(tmp_path / "base.safetensors", {"m.weight": W}, {})
+    with pytest.raises(FormatError, match=r"needs the|do not fit|output first, of a weight"):
+        export_merged(tmp_path / "x.h5", tmp_path / "base.safetensors", tmp_path / "y.safetensors")
+    assert not (tmp_path / "y.safetensors").exists()
+    assert compare(state, AdapterState("b", {}, {key: array * 2 for key, array in state.tensors.items()}, state.modules)).differing

@@ -209,7 +209,7 @@ def test_hostile_tensors(name, array, fault, tmp_path):
 def test_folders_that_are_not_whole(tmp_path):
     shutil.copytree(DATA / "plain", tmp_path / "x")
     os.remove(tmp_path / "x" / "adapter_model.safetensors")
-    assert "has a adapter_config.json, but no adapter_model.safetensors" in faults_of(tmp_path / "x")
+    assert "has adapter_config.json, but no adapter_model.safetensors" in faults_of(tmp_path / "x")
     (tmp_path / "x" / "adapter_model.bin").write_bytes(b"\x80\x02}q\x00.")
     text = faults_of(tmp_path / "x")
     assert "a Python pickle" in text
@@ -227,7 +227,7 @@ def test_faults_of_several_adapters_are_listed_together(tmp_path):
     os.remove(folder / "lora" / "adapter_model.safetensors")
     text = faults_of(folder)
     assert "adapter 'default': module 'block.fc1': its tensors have rank 2, adapter_config.json promises 7" in text
-    assert "x/lora' has a adapter_config.json, but no" in text
+    assert "x/lora' has adapter_config.json, but no" in text
     shutil.copy(DATA / "several" / "lora" / "adapter_model.safetensors", folder / "lora")
     assert read(folder, adapters="lora").name == "lora"
 
