@@ -12,13 +12,13 @@ from ..errors import FormatError, StateError, faults
 from .bfloat16 import to_float32
 from .hdf5 import Hdf5Store
 from .hdf5_check import ObjectCheck
+from .hdf5_chunks import FILTERS, read_chunks
 from .names import RESERVED, dtype_fault, name_fault, text_fault
 from .seal import SealedFile
 from .store import bomb_fault, check_known
 
 CHECKSUM = "sha256"
 BFLOAT16 = np.dtype("V2")  # as Keras keeps it: two opaque bytes, under an attribute `dtype` that says what they are
-FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_FLETCHER32: "fletcher32"}
 
 
 class Hdf5Reader:
@@ -48,9 +48,12 @@ class Hdf5Reader:
         """One array, loaded now, checked against the seal and its own checksum where the file has them."""
         with self._file.guard(Hdf5Store.name):
             dataset = self._dataset(name)
-            array = np.empty(dataset.shape, dataset.dtype.newbyteorder("="))
-            if array.size:
-                dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+            if dataset.size and dataset.chunks is not None:
+                array = read_chunks(self._file, dataset).astype(dataset.dtype.newbyteorder("="), copy=False)
+            else:
+                array = np.empty(dataset.shape, dataset.dtype.newbyteorder("="))
+                if array.size:
+                    dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
             want = dataset.attrs.get(CHECKSUM)
             if want is not None and _text(want).lower() != (got := checksum(array)):
                 raise FormatError(
