@@ -14,6 +14,7 @@ from .exchange.bake import dora_update
 from .exchange.base import opened_base
 from .exchange.cautions import cautions, scale_lines
 from .exchange.factors import frobenius, norm, update_pairs
+from .exchange.plain import as_factors
 from .exchange.spectrum import Spectrum, spectrum
 from .exchange.state import dtypes_of
 from .io import find_store
@@ -138,13 +139,18 @@ def _adapters(
         reports = []
         for state in reading.states:
             held = state.parameters()
-            modules = [_module(name, state.modules[name], held[name], opened, spectra) for name in track(sorted(held), "measuring")]
+            modules = [_module(state, name, held[name], opened, spectra) for name in track(sorted(held, key=_natural), "measuring")]
             reports.append(_report(state, modules, warned[state.name]))
     notes = [note for note in reading.notes if note not in told]
     if opened is not None and not any(module.base_norm for report in reports for module in report.modules):
         notes.append(f"the base '{opened.path}' has none of these modules")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
     return FileReport(str(path), found.format.name, f"{found.format.title}: {found.evidence}", size, notes, reports, None, None)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """To sort paths by: block 10 after block 9."""
+    return [(int(part), "") if part.isascii() and part.isdecimal() and len(part) < 10 else (-1, part) for part in path.split(".")]
 
 
 def _report(state: AdapterState, modules: list[ModuleReport], warned: list[str]) -> AdapterReport:
@@ -168,11 +174,13 @@ def _arrays(path: Path, registry: Registry, error: FormatError) -> FileReport | 
     return FileReport(str(path), store.name, f"no adapters: {error}", path.stat().st_size, [], None, arrays, strings)
 
 
-def _module(name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray], base: Base | None, spectra: bool) -> ModuleReport:
-    pairs = update_pairs(record, held) if "lora_A" in held else None
+def _module(state: AdapterState, name: str, held: Mapping[str, np.ndarray], base: Base | None, spectra: bool) -> ModuleReport:
+    record = state.modules[name]
     finite = all(np.isfinite(tensor).all() for tensor in held.values() if tensor.dtype.kind == "f")
     norms = {key: frobenius(tensor) for key, tensor in held.items()}
     weight = _weight(base, name)
+    factors = as_factors(state, name, None if weight is None else base) if finite else (record, held)
+    pairs = update_pairs(*factors) if "lora_A" in factors[1] else None
     delta = seen = None
     if pairs is not None and finite and "magnitude" not in held:
         seen = spectrum(pairs) if spectra else None

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 MANY = 8
 """How many faults that differ in a name alone are told one by one."""
+THE_NAME = "\0"
+"""Where a fault says the name once more."""
 _NAMED = re.compile(r"((?:.*\W)?)(module|tensor) ('[^'\n]*')(.*)", re.DOTALL)
 """What is before the last name of a module or tensor, its kind, the name, and what is wrong with it."""
 
@@ -82,13 +84,20 @@ def faults(title: str, found: Iterable[str]) -> str:
 def together(found: Iterable[str]) -> list[str]:
     """The faults, with those of many modules or tensors that differ in its name alone as one that names the first few and counts them."""
     groups: dict[tuple[str, ...], list[str]] = {}
+    key: tuple[str, ...]
     for fault in found:
         split = _NAMED.fullmatch(fault)
-        groups.setdefault((split[1], split[2], split[4]) if split else (fault,), []).append(split[3] if split else fault)
+        key = (split[1], split[2], _without(split[3], split[4])) if split else (fault,)
+        groups.setdefault(key, []).append(split[3] if split else fault)
     lines: list[str] = []
     for key, names in groups.items():
         if len(key) == 1 or len(names) <= MANY:
-            lines += names if len(key) == 1 else [f"{key[0]}{key[1]} {name}{key[2]}" for name in names]
+            lines += names if len(key) == 1 else [f"{key[0]}{key[1]} {name}{key[2].replace(THE_NAME, name[1:-1])}" for name in names]
         else:
-            lines.append(f"{key[0]}each of {len(names)} {key[1]}s ({', '.join(names[:3])}, ...){key[2]}")
+            lines.append(f"{key[0]}each of {len(names)} {key[1]}s ({', '.join(names[:3])}, ...){key[2].replace(THE_NAME, f'<{key[1]}>')}")
     return lines
+
+
+def _without(name: str, text: str) -> str:
+    """A text with THE_NAME where the quoted name, or what belongs to it, is quoted in it."""
+    return text.replace(name, f"'{THE_NAME}'").replace(f"{name[:-1]}.", f"'{THE_NAME}.")

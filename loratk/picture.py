@@ -33,7 +33,7 @@ def draw(report: FileReport, path: str | Path) -> None:
         raise DependencyError("Drawing needs matplotlib, which is not installed. Run: python -m pip install 'loratk[plot]'") from error
     adapters = [adapter for adapter in report.adapters or () if any(module.delta_norm is not None for module in adapter.modules)]
     if not adapters:
-        raise ConfigError(f"'{report.path}' has no update whose size can be told, so there is nothing to draw")
+        raise ConfigError(f"'{report.path}' has no update whose size can be told, so there is nothing to draw; --base may tell it")
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in (known := FigureCanvasAgg.get_supported_filetypes()):
         raise ConfigError(f"cannot draw '{path}': the suffix must be one of {', '.join(f'.{end}' for end in sorted(known))}")
@@ -104,6 +104,7 @@ def _norms(axes: Axes, adapter: AdapterReport, colours: dict[str, str]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
 
 
 def _map(axes: Axes, sized: Sequence[ModuleReport], values: Sequence[float]) -> None:
@@ -120,12 +121,12 @@ def _map(axes: Axes, sized: Sequence[ModuleReport], values: Sequence[float]) -> 
     axes.set_xlabel("block", fontsize=8)
     axes.set_facecolor("#eeeeee")
     assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes, pad=0.01)
+    axes.figure.colorbar(image, ax=axes, pad=0.01).ax.tick_params(labelsize=8)
 
 
 def _spectra(axes: Axes, adapter: AdapterReport, colours: dict[str, str]) -> None:
     """Singular values as shares of the largest; spikes are drawn thick."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     shown = [module for module in adapter.modules if module.spectrum is not None and any(module.spectrum.values)]
     spikes = sum(module.spectrum is not None and module.spectrum.spike for module in shown)
@@ -133,7 +134,8 @@ def _spectra(axes: Axes, adapter: AdapterReport, colours: dict[str, str]) -> Non
     axes.set_title(f"singular values, share of the largest{said}", loc="left", fontsize=10)
     if not shown:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no spectrum", ha="center", va="center", transform=axes.transAxes, color="#6b6b6b")
+        why = "none: no update is a product of factors alone"
+        axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes, color="#6b6b6b")
         return
     handles: dict[str, Any] = {}
     for module in shown:
@@ -146,8 +148,12 @@ def _spectra(axes: Axes, adapter: AdapterReport, colours: dict[str, str]) -> Non
         (line,) = axes.plot(range(1, len(values) + 1), heights, color=colours[_kind(module)], marker=marker, markersize=3, **style)
         handles.setdefault(_kind(module), line)
     axes.set_yscale("log")
-    axes.set_ylim(max(1e-8, axes.get_ylim()[0]), 1.3)
-    axes.set_xlabel("number", fontsize=8)
+    axes.set_ylim(max(1e-8, axes.get_ylim()[0]), 1.15)
+    plain = FuncFormatter(lambda value, _: f"{value:g}" if value >= 1e-3 else f"{value:.0e}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(plain if axes.get_ylim()[0] > 0.1 else NullFormatter())  # over many decades the powers of ten are enough
+    axes.tick_params(which="both", labelsize=8)
+    axes.set_xlabel("singular value", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, LoratkError, choices
+from ..errors import ConfigError, choices
 from .factors import frobenius, together, update_pairs
-from .others import KNOWN
-from .plain import as_lora, as_other, is_shared, shared_of
+from .plain import as_factors, shared_modules
 from .state import AdapterState, dtypes_of
 
 Pairs = list[tuple[AdapterState, AdapterState]]
@@ -83,8 +81,13 @@ def compare(
     `track` is given the modules and a few words, and yields the modules: for a progress bar.
     """
     left, right = a.parameters(), b.parameters()
+    for mine, other in ((left, right), (right, left)):  # what VeRA shares is no update
+        for name in [name for name in shared_modules(a if mine is left else b) if name not in other]:
+            del mine[name]
     common = [module for module in left if module in right]
     modules = [_module(name, *_pair(a, b, name, left[name], right[name])) for name in track(common, "comparing")]
+    alike = {name for name in common if a.modules[name]["method"] == b.modules[name]["method"]}
+    modules = [replace(module, identical=module.identical and module.name in alike) for module in modules]
     only_a, only_b = ([name for name in mine if name not in other] for mine, other in ((left, right), (right, left)))
     return Comparison((a.name, b.name), tolerance, modules, only_a, only_b)
 
@@ -111,18 +114,11 @@ def _pair(a: AdapterState, b: AdapterState, name: str, mine: Tensors, others: Te
     same = one["method"] == two["method"] and one.get("scaling") == two.get("scaling")
     if same and mine.keys() == others.keys() and all(np.array_equal(mine[key], others[key]) for key in mine):
         return one, mine, two, others
-    return *_plain(a, name, mine), *_plain(b, name, others)
+    return *as_factors(a, name, d=_inputs(two)), *as_factors(b, name, d=_inputs(one))
 
 
-def _plain(state: AdapterState, name: str, held: Tensors) -> tuple[Record, Tensors]:
-    record = state.modules[name]
-    if record["method"] not in KNOWN or is_shared(record, held):
-        return record, held
-    with suppress(LoratkError):  # it needs the base, or would be too large: compared by its parameters
-        other = as_other(record, held, name, shared=shared_of(state))
-        if other.low and other.magnitude is None:
-            return as_lora(other)[0]
-    return record, held
+def _inputs(record: Record) -> int:
+    return int((record.get("shape") or (0,))[0])
 
 
 def _module(name: str, one: Record, mine: Tensors, two: Record, others: Tensors) -> ModuleDifference:

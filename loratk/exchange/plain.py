@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -47,15 +48,14 @@ def plain_lora(
         chosen, modules, exact = set(which(state)), {}, Counter[tuple[str, Any, int]]()
         parameters = state.parameters()
         shared = shared_of(state)
-        vera = [module for module, held in parameters.items() if state.modules[module]["method"] == "vera" and not set(held) & OF_VERA]
+        vera = _of_vera(state)
         for module, held in parameters.items():
             record = state.modules[module]
             modules[module] = record, held
             if module not in chosen or record["method"] not in KNOWN or is_shared(record, held):
                 continue
             try:
-                d = shared["vera_A"].shape[-1] if [module] == vera and "vera_A" in shared else 0
-                other = as_other(record, held, module, base if module in known else None, shared=shared, d=d)
+                other = as_other(record, held, module, base if module in known else None, shared=shared, d=_inputs(state))
                 modules[module], lost = as_lora(other, rank)
             except LoratkError as error:
                 found.append(f"adapter {state.name!r}, module {module!r} ({record['method']}): {error}")
@@ -193,10 +193,38 @@ def _source(record: Mapping[str, Any]) -> str:
     return f"{record['method']} of rank {record.get('rank', 'unknown')}, alpha {record['alpha']:g}{source}"
 
 
-def shared_of(state: AdapterState) -> dict[str, np.ndarray]:
-    """VeRA's two matrices, which a module of their own holds for all modules of an adapter; {} where there are none."""
+def as_factors(state: AdapterState, module: str, base: Base | None = None, *, d: int = 0) -> Module:
+    """A module of another method by the factors of its update, where it has some; any other, and what needs more, as it is."""
+    record, held = state.modules[module], state.parameters()[module]
+    if record["method"] in KNOWN and not is_shared(record, held):
+        with suppress(LoratkError):  # it needs the base, or would be too large
+            other = as_other(record, held, module, base, shared=shared_of(state), d=d or _inputs(state))
+            if other.low and other.magnitude is None:
+                return as_lora(other)[0]
+    return record, held
+
+
+def _of_vera(state: AdapterState) -> list[str]:
+    """The modules with an update of VeRA."""
     parameters = state.parameters()
-    return {key: array for module, held in parameters.items() if is_shared(state.modules[module], held) for key, array in held.items()}
+    return [name for name, record in state.modules.items() if record["method"] == "vera" and not is_shared(record, parameters[name])]
+
+
+def _inputs(state: AdapterState) -> int:
+    """d of the only module of VeRA, which is that of the shared matrices; 0 where there are several."""
+    shared = shared_of(state)
+    return shared["vera_A"].shape[-1] if "vera_A" in shared and len(_of_vera(state)) == 1 else 0
+
+
+def shared_modules(state: AdapterState) -> list[str]:
+    """The module that holds VeRA's two matrices for all modules of an adapter, if there is one."""
+    return [module for module, held in state.parameters().items() if is_shared(state.modules[module], held)]
+
+
+def shared_of(state: AdapterState) -> dict[str, np.ndarray]:
+    """VeRA's two matrices; {} where there are none."""
+    parameters = state.parameters()
+    return {key: array for module in shared_modules(state) for key, array in parameters[module].items()}
 
 
 def is_shared(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> bool:

@@ -177,3 +177,12 @@ def test_a_damaged_file_is_an_error(run, files, tmp_path):
     got = run("inspect", tmp_path / "damaged.h5")
     assert got.exit_code == 1
     assert "not as it was written" in got.stderr
+
+
+def test_blocks_stand_in_the_order_of_their_numbers(run, tmp_path):
+    record = {"method": "lora", "rank": 1, "alpha": 1.0, "scaling": 1.0, "shape": [2, 3]}
+    names = [f"h.{number}.q" for number in (0, 1, 2, 10, 11)] + ["h.x.q"]
+    tensors = {f"{name}.{key}": np.ones(shape, np.float32) for name in names for key, shape in (("lora_A", (2, 1)), ("lora_B", (1, 3)))}
+    write_adapters(tmp_path / "a.h5", [AdapterState("a", {}, tensors, dict.fromkeys(names, record))], stores=default_registry().stores)
+    got = json.loads(run("inspect", tmp_path / "a.h5", "--json").stdout)
+    assert [module["name"] for module in got["adapters"][0]["modules"]] == ["h.x.q", "h.0.q", "h.1.q", "h.2.q", "h.10.q", "h.11.q"]

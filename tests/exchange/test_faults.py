@@ -12,7 +12,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 def test_a_few_faults_are_told_one_by_one():
-    found = [f"module 'm{n}': its rank is odd" for n in range(8)]
+    found = [f"module 'm{n}': its rank is odd, as 'm{n}.weight' is" for n in range(8)]
     assert together(found) == found
 
 
@@ -20,13 +20,21 @@ def test_many_that_differ_in_a_name_alone_are_told_together_and_counted():
     found = [f"adapter 'a', module 'm.{n}': its rank is odd" for n in range(9)]
     found.insert(3, "adapter 'a', module 'm.x' has no number")
     found += [f"tensor 't{n}' is missing: {n % 2}" for n in range(18)] + ["neither"]
+    found += [f"module 'p{n}': the base has no array 'p{n}.weight'" for n in range(9)]
     assert together(found) == [
         "adapter 'a', each of 9 modules ('m.0', 'm.1', 'm.2', ...): its rank is odd",
         "adapter 'a', module 'm.x' has no number",
         "each of 9 tensors ('t0', 't2', 't4', ...) is missing: 0",
         "each of 9 tensors ('t1', 't3', 't5', ...) is missing: 1",
         "neither",
+        "each of 9 modules ('p0', 'p1', 'p2', ...): the base has no array '<module>.weight'",
     ]
+
+
+def test_a_name_that_is_a_number_is_not_taken_for_one():
+    found = [f"module '{n}': it has rank {n}" for n in range(9)]
+    assert together(found) == found
+    assert together(["module '': odd", "neither"]) == ["module '': odd", "neither"]
 
 
 def test_a_fault_with_faults_of_its_own_is_indented():

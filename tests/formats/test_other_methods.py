@@ -9,6 +9,7 @@ from kohya_files import GOLDEN, golden, lokr, lora, normal, read
 
 from loratk import load_adapter, save_adapter
 from loratk.convert import export_adapters, export_merged
+from loratk.describe import describe
 from loratk.errors import ConfigError, FormatError
 from loratk.exchange import AdapterState, Checkpoint, compare, plain_lora
 from loratk.exchange.factors import dense_update
@@ -296,13 +297,16 @@ def test_whole_factors_of_lokr_keep_their_scaling_where_readers_take_it_as_one(t
     assert relative(kron, 4 / 3 * np.kron(one.astype(np.float64), two.astype(np.float64))) < 1e-7
 
 
-@pytest.mark.parametrize("name", ["adalora", "loha", "lokr"])
+@pytest.mark.parametrize("name", ["adalora", "loha", "lokr", "vera"])
 def test_an_adapter_and_what_was_baked_of_it_are_the_same(tmp_path, name):
     """What is compared is what they add, not the method."""
     (state,) = load_adapter(PEFT / name).states
     (plain,), _ = plain_lora([state])
     assert compare(state, plain).same
+    assert not compare(state, plain).identical
     assert compare(state, state).identical
+    if name == "vera":
+        return  # it has no scaling
     half = AdapterState(
         "default", {}, dict(state.tensors), {m: record | {"scaling": record["scaling"] / 2} for m, record in state.modules.items()}
     )
@@ -357,3 +361,13 @@ def test_parameters_that_make_no_update_are_an_error_that_names_them(tmp_path, m
         export_merged(tmp_path / "x.h5", tmp_path / "base.safetensors", tmp_path / "y.safetensors")
     assert not (tmp_path / "y.safetensors").exists()
     assert compare(state, AdapterState("b", {}, {key: array * 2 for key, array in state.tensors.items()}, state.modules)).differing
+
+
+@pytest.mark.parametrize(("name", "module"), WANTED)
+def test_the_size_and_the_spectrum_of_an_update_are_shown_whatever_its_method(name, module):
+    want = np.linalg.svd(peft_update(name, module), compute_uv=False)
+    (report,) = describe(PEFT / name, spectra=True).adapters
+    found = next(part for part in report.modules if part.name == module)
+    assert found.delta_norm == pytest.approx(np.linalg.norm(want), rel=1e-6)
+    assert found.spectrum is not None
+    np.testing.assert_allclose(found.spectrum.values, want[: len(found.spectrum.values)], rtol=1e-5, atol=1e-6)
