@@ -115,4 +115,8 @@ def _verdict(found: "Comparison") -> str:
     if found.same:
         return f"The same within {found.tolerance:g}: {count}, the largest difference is {worst:.2g}."
     alone = len(found.only_a) + len(found.only_b)
+    if not found.modules:
+        return (
+            f"Different: none of {alone} modules has a namesake in the other; --rename, --base or an option of the format may give names."
+        )
     return f"Different: {len(found.differing)} of {count}" + (f", and {alone} in one only." if alone else ".")

@@ -46,7 +46,7 @@ def detect(path: Path, formats: Formats, stores: Mapping[str, Store]) -> Detecte
         raise ConfigError(faults(f"cannot choose how to read '{path}': several formats recognise it; name one of them (--from):", said))
     if path.is_dir():
         raise FormatError(f"no format recognises the folder '{path}' ({choices(formats)} were asked): {_inside(path, formats)}")
-    if (owner := _claimed(path.parent, formats)) is not None:
+    if path.suffix.lower() == ".json" and (owner := _claimed(path.parent, formats)) is not None:
         raise FormatError(f"'{path}' alone is no adapter, but a part of the folder '{path.parent}' ({owner.title}); give the folder")
     list_adapters(path, stores=stores)  # raises: damaged, of no store, or what else its store finds in it
     raise FormatError(f"no format recognises '{path}', though its store reads it as adapters; name its format (--from)")

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from loratk.exchange import AdapterState, write_adapters
+from loratk.exchange import AdapterState, save_adapter, write_adapters
 from loratk.plugins import default_registry
 
 
@@ -118,3 +118,14 @@ def test_errors(run, write, args, code, want):
     got = run("diff", *(arg.format(**names) for arg in args))
     assert got.exit_code == code
     assert want in " ".join(got.stderr.split())
+
+
+def test_adapters_without_a_common_path_are_told_what_gives_names(run, tmp_path):
+    record = {"method": "lora", "rank": 1, "alpha": 1.0, "scaling": 1.0, "shape": [2, 3]}
+    for name in ("p", "q"):
+        tensors = {f"{name}.lora_A": np.ones((2, 1), np.float32), f"{name}.lora_B": np.ones((1, 3), np.float32)}
+        save_adapter(tmp_path / f"{name}.h5", AdapterState("a", {}, tensors, {name: record}))
+    got = run("diff", tmp_path / "p.h5", tmp_path / "q.h5")
+    assert got.exit_code == 3
+    assert "Different: none of 2 modules has a namesake in the other; --rename, --base or an option" in got.stdout
+    assert run("diff", tmp_path / "p.h5", tmp_path / "q.h5", "--rename", "p=q").exit_code == 0

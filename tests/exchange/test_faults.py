@@ -49,6 +49,13 @@ def test_a_part_of_a_folder_leads_to_the_folder(tmp_path):
         load_adapter(tmp_path / "x" / "adapter_config.json")
 
 
+def test_other_files_beside_an_adapter_are_told_for_themselves(tmp_path):
+    shutil.copytree(DATA / "peft" / "plain", tmp_path / "x")
+    (tmp_path / "x" / "notes.bin").write_bytes(b"abc")
+    with pytest.raises(FormatError, match="begins with the bytes b'abc'"):
+        load_adapter(tmp_path / "x" / "notes.bin")
+
+
 def test_a_folder_without_its_config_leads_to_the_file_in_it(tmp_path):
     shutil.copytree(DATA / "peft" / "plain", tmp_path / "x")
     (tmp_path / "x" / "adapter_config.json").unlink()
