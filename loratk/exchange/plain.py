@@ -58,7 +58,8 @@ def plain_lora(
                 other = as_other(record, held, module, base if module in known else None, shared=shared, d=_inputs(state))
                 modules[module], lost = as_lora(other, rank)
             except LoratkError as error:
-                found.append(f"adapter {state.name!r}, module {module!r} ({record['method']}): {error}")
+                lacks = f" (the base '{base.path}' has no module of that name)" if base is not None and module not in known else ""
+                found.append(f"adapter {state.name!r}, module {module!r} ({record['method']}): {error}{lacks}")
                 continue
             key = record["method"], record.get("rank"), modules[module][0]["rank"]
             if lost is None:

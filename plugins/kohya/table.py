@@ -34,7 +34,9 @@ class Kind:
     def faults(self, held: Collection[str]) -> list[str]:
         """What a module of this kind lacks, or has beside it."""
         whole = min(self.needs, key=lambda names: (len(set(names) - set(held)), len(set(held) - {*names, *self.may})))
-        found = [f"{KEYS[name]!r} does not belong to {self.method} of this kind" for name in sorted(set(held) - {*whole, *self.may})]
+        found = [
+            f"{KEYS.get(name, name)!r} does not belong to {self.method} of this kind" for name in sorted(set(held) - {*whole, *self.may})
+        ]
         lacks = set(whole) - set(held) | (SPARSE - set(held) if not SPARSE.isdisjoint(held) else set())
         return found + [f"{KEYS[name]!r} is missing" for name in sorted(lacks)]
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from loratk.errors import ConfigError, FormatError, faults
 from loratk.exchange import AdapterState
+from loratk.exchange.others import KNOWN
 from loratk.exchange.portable import scaled
 from loratk.exchange.tensors import marked
 from loratk.exchange.torch_layout import to_torch
@@ -19,6 +20,7 @@ from .fused import joined
 from .names import Namer
 from .table import KEYS, KINDS
 
+BAKE = "; --bake makes LoRA of it"
 AS_THEY_ARE = {kind.method: kind for kind in KINDS if kind.method not in ("lora", "diff")} | {
     "locon": KINDS[0], "dora_in": KINDS[0], "boft": next(kind for kind in KINDS if kind.method == "oft"),
 }  # fmt: skip
@@ -103,10 +105,11 @@ def _faults(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> list[s
     if method == "diff":
         return found + [f"its parameter {name!r} has no place" for name in sorted(set(held) - {"weight", "bias"})]
     if method not in AS_THEY_ARE:
-        return [*found, f"its method {method!r} has no place"]
+        return [*found, f"its method {method!r} has no place{BAKE if method in KNOWN else ''}"]
     if not torch:
         return [*found, f"its parameters ({method}) must be as torch keeps them (orientation 'torch')"]
-    return found + AS_THEY_ARE[method].faults({"diff_b" if key == "bias" else key for key in held})
+    strange = AS_THEY_ARE[method].faults({"diff_b" if key == "bias" else key for key in held})
+    return found + [f"{fault}{BAKE if method in KNOWN else ''}" for fault in strange]
 
 
 def _pack_module(packed: Packed, name: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from loratk.errors import FormatError, UnknownNameError, choices
 from loratk.exchange import AdapterState, Base
+from loratk.exchange.others import KNOWN
 from loratk.exchange.torch_layout import magnitude_to_torch, to_torch
 from loratk.io import atomic_file, write_safetensors
 
@@ -47,7 +48,8 @@ def plan(state: AdapterState, base: Base | None, options: Mapping[str, Any]) -> 
             elif record["method"] == "diff":
                 made.found.append(f"module {module!r}: PEFT replaces whole modules, and this is the change of one")
             else:
-                made.found.append(f"module {module!r}: its method {record['method']!r} is none of PEFT's that loratk writes")
+                bake = "; --bake makes LoRA of it" if record["method"] in KNOWN else ""
+                made.found.append(f"module {module!r}: its method {record['method']!r} is none of PEFT's that loratk writes{bake}")
         except (FormatError, ValueError, KeyError) as error:
             made.found.append(f"module {module!r}: {error}")
     made.config = fields(made, method, paths, options)
@@ -79,7 +81,8 @@ def _method(made: Plan) -> str:
             next(module for module, record in made.state.modules.items() if record["method"] == method) for method in sorted(methods)
         ]
         made.found.append(
-            f"PEFT has one method for all modules, found {choices(methods)}, as in {choices(examples)}; --select some of them"
+            f"PEFT has one method for all modules, found {choices(methods)}, as in {choices(examples)}; "
+            "--select some of them, or --bake those that loratk knows"
         )
     method = next(iter(sorted(methods)), "lora")
     return "LORA" if method in FACTORS else method.upper()

@@ -166,6 +166,9 @@ def test_ia3_is_baked_and_merged_with_its_base(tmp_path, factors, weight, formul
             plain_lora([ia3(factors)], base=base)
     with pytest.raises(ConfigError, match="depends on the base's weight; give the base"):
         plain_lora([ia3(factors)], rank=2)
+    write_safetensors(tmp_path / "another.safetensors", {"n.weight": weight}, {})
+    with Checkpoint(tmp_path / "another.safetensors", STORES) as base, pytest.raises(ConfigError, match="has no module of that name"):
+        plain_lora([ia3(factors)], base=base, rank=2)
     save_adapter(tmp_path / "ia3.h5", ia3(factors))
     export_merged(tmp_path / "ia3.h5", tmp_path / "base.safetensors", tmp_path / "merged.safetensors")
     outputs = factors.size == 5
@@ -371,3 +374,14 @@ def test_the_size_and_the_spectrum_of_an_update_are_shown_whatever_its_method(na
     assert found.delta_norm == pytest.approx(np.linalg.norm(want), rel=1e-6)
     assert found.spectrum is not None
     np.testing.assert_allclose(found.spectrum.values, want[: len(found.spectrum.values)], rtol=1e-5, atol=1e-6)
+
+
+def test_ia3_of_peft_is_none_of_lycoris(tmp_path):
+    """They have one name, and other parameters: refused by name, and made LoRA when asked."""
+    state = ia3(normal(5, 1))
+    with pytest.raises(ConfigError, match=r"'ia3_l' does not belong to ia3 of this kind; --bake makes LoRA of it"):
+        save_adapter(tmp_path / "x.safetensors", state, format="kohya")
+    with based(tmp_path / "base.safetensors", weight=normal(5, 4)) as base:
+        save_adapter(tmp_path / "x.safetensors", state, format="kohya", base=base, bake=True, bake_rank=4)
+    (got,) = load_adapter(tmp_path / "x.safetensors").states
+    assert relative(torch_matrix(*_one(got)), normal(5, 4) * (normal(5, 1) - 1)) < 1e-6
