@@ -51,3 +51,10 @@ class Case(ABC):
 def normal(seed: int, *shape: int) -> np.ndarray:
     """Standard normal float32 numbers."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def once(model: Any, make: Callable[[], Any]) -> Any:
+    """The optimiser of a model, made once: steps of several sizes share what it remembers."""
+    if "_optimiser" not in vars(model):
+        vars(model)["_optimiser"] = make()
+    return vars(model)["_optimiser"]

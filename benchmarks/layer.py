@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .case import Case, Step, normal
+from .case import Case, Step, normal, once
 from .floors import products
 
 
@@ -53,7 +53,7 @@ def ours_step(model: Any, x: Any, g: Any, *, trains: bool) -> Step:
             model(Tensor(x, requires_grad=True)).backward(g)
 
         return step
-    optimiser = AdamW(model.trainable(), lr=1e-4)
+    optimiser = once(model, lambda: AdamW(model.trainable(), lr=1e-4))
 
     def train() -> None:
         optimiser.zero_grad()
@@ -77,7 +77,7 @@ def peft_step(model: Any, x: Any, g: Any, *, trains: bool) -> Step:
             model(x.detach().requires_grad_()).backward(g)
 
         return step
-    optimiser = torch.optim.AdamW(trainable, lr=1e-4)
+    optimiser = once(model, lambda: torch.optim.AdamW(trainable, lr=1e-4))
 
     def train() -> None:
         optimiser.zero_grad()

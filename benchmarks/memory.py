@@ -1,6 +1,6 @@
 """What a step takes beyond the weights: the peak of the memory the process really holds, as the system counts it.
 
-The process has taken steps on a few rows first, so that libraries are loaded, and weights packed; the peak is
+The process has taken steps on a few rows first, so that libraries are loaded, weights packed and the optimiser's moments there; the peak is
 then set back (Linux), and steps on all rows are taken. Peak after minus memory before is what the step takes: activations,
 gradients and scratch space, whichever allocator they come from. Elsewhere the peak can't be set back and is compared with
 the peak before.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .case import Case, Step, normal
+from .case import Case, Step, normal, once
 from .floors import products
 
 
@@ -35,7 +35,7 @@ class Network(Case):
         from loratk import ops
         from loratk.nn import AdamW
 
-        (x, labels), optimiser = self.data(rows), AdamW(model.trainable(), lr=1e-4)
+        (x, labels), optimiser = self.data(rows), once(model, lambda: AdamW(model.trainable(), lr=1e-4))
 
         def step() -> None:
             optimiser.zero_grad()
@@ -57,7 +57,7 @@ class Network(Case):
         import torch
 
         x, labels = map(torch.from_numpy, self.data(rows))
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+        optimiser = once(model, lambda: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4))
 
         def step() -> None:
             optimiser.zero_grad()

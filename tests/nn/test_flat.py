@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from loratk import get_backend
+from loratk import LoraConfig, LoraModel, get_backend, ops
 from loratk.errors import ShapeError
-from loratk.nn import SGD, Adam, AdamW, Parameter
-from loratk.nn.flat import LARGEST
+from loratk.nn import MLP, SGD, Adam, AdamW, Parameter, flat
+from loratk.nn.flat import LARGEST, side_by_side
 
 SHAPES = [(3, 4), (5,), (2, 3, 2), (1, LARGEST + 1)]  # the last is too large to lie with the others
 
@@ -144,3 +144,31 @@ def test_a_gradient_of_another_shape_is_still_an_error_before_anything_moves():
     with pytest.raises(ShapeError, match="Parameter 1 has shape"):
         optimizer.step()
     same(params, parameters())
+
+
+def test_gradients_that_lie_side_by_side_are_not_copied():
+    memory = np.arange(40.0)
+    parts = [memory[2:12].reshape(2, 5), memory[12:16], memory[16:40].reshape(4, 6)]
+    whole = side_by_side(parts)
+    np.testing.assert_array_equal(whole, memory[2:])
+    assert np.shares_memory(whole, memory)
+    assert side_by_side(parts[::-1]) is None
+    assert side_by_side(parts[::2]) is None
+    assert side_by_side([*parts[:2], parts[2].copy()]) is None
+    assert side_by_side([memory[2:12].reshape(2, 5).T, memory[12:16]]) is None
+    assert side_by_side([np.ones(3), np.ones(3)]) is None
+
+
+def test_a_chain_trains_the_same_whether_its_gradients_are_copied_or_not(monkeypatch):
+    results = []
+    for large in (0, 1 << 40):
+        monkeypatch.setattr(flat, "LARGE", large)
+        model = LoraModel.adapt(MLP([6, 9, 5, 7], rng=0), LoraConfig(rank=2, seed=1))
+        optimiser, x = AdamW(model.trainable(), lr=1e-2), np.random.default_rng(2).standard_normal((8, 6), np.float32)
+        for _ in range(4):
+            optimiser.zero_grad()
+            ops.cross_entropy(model(x), np.arange(8) % 7).backward()
+            optimiser.step()
+        assert (optimiser._flats[0]._gradients is None) == (large == 0)
+        results.append(model(x).numpy())
+    np.testing.assert_array_equal(*results)
