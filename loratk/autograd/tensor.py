@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..errors import BackendError, DtypeError, GraphError, LoratkError, ShapeError
 from ..kernels import Backend, get_backend
+from ..kernels.memory import empty
 from .graph import Node, check_finite, record, run_backward
 from .modes import modes
 from .vjps import VJPS
@@ -216,7 +217,10 @@ class Tensor:
         if isinstance(gradient, (int, float)):
             gradient = np.asarray(gradient, self.dtype)
         if not isinstance(gradient, Tensor):  # copied, as it may become the grad of a leaf
-            gradient = Tensor(gradient.copy() if isinstance(gradient, np.ndarray) else gradient, backend=self.backend)
+            if isinstance(gradient, np.ndarray):
+                given, gradient = gradient, empty(gradient.shape, gradient.dtype)
+                gradient[...] = given
+            gradient = Tensor(gradient, backend=self.backend)
         if gradient.backend is not self.backend:
             raise BackendError(f"The gradient passed to backward() is on {gradient.backend.name!r}, the tensor on {self.backend.name!r}.")
         if gradient.dtype != self.dtype:
