@@ -42,7 +42,7 @@ class ObjectCheck:
     def _faults(self, address: int) -> Iterator[str | None]:
         found = list(messages(self._file, address))
         sizes = [element_size(self._file, body, shared) for number, shared, body in found if number == DATATYPE]
-        element = max((size for size in sizes if size is not None), default=None)
+        element = min((size for size in sizes if size is not None), default=None)
         for number, _, body in found:
             if number == _ATTRIBUTE and (string := in_attribute(self._file, body)) is not None:
                 yield self._string(*string)
@@ -80,8 +80,10 @@ class ObjectCheck:
     def _string(self, element: int, descriptor: bytes) -> str | None:
         if len(descriptor) < DESCRIPTOR.size:
             return "has a string cut short"
+        if not element:
+            return "has a string whose type is damaged"
         count, heap, _ = DESCRIPTOR.unpack(descriptor)
-        length = count * max(element, 1)
+        length = count * element
         if length > self._file.size:
             return f"announces a string of {length} bytes in a file of {self._file.size}"
         if not length or heap in self._sound:

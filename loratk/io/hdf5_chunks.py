@@ -18,11 +18,17 @@ _SUM = 4  # bytes of a fletcher32 checksum
 
 
 def read_chunks(file: SealedFile, dataset: h5py.Dataset) -> np.ndarray:
-    """All of a chunked dataset; chunks that were never written hold its fill value. Raises ValueError for one that is damaged."""
+    """All of a chunked dataset. Raises ValueError where a chunk is damaged or was never written: fill values can crash HDF5 too."""
     layout = dataset.id.get_create_plist()
     filters = [layout.get_filter(index)[::2][:2] for index in range(layout.get_nfilters())]
-    array = np.full(dataset.shape, dataset.fillvalue, dataset.dtype)
-    for start, mask, place, size in _places(dataset):
+    found = list(_places(dataset))
+    axes = list(zip(dataset.shape, dataset.chunks, strict=True))
+    whole = math.prod(-(-length // part) for length, part in axes)
+    starts = {start for start, *_ in found if all(at < length and not at % part for at, (length, part) in zip(start, axes, strict=True))}
+    if len(starts) != whole:
+        raise ValueError(f"it has {len(starts)} of its {whole} chunks: its writer did not finish")
+    array = np.empty(dataset.shape, dataset.dtype)
+    for start, mask, place, size in found:
         data = piece(file, place, size)
         if len(data) < size:
             raise ValueError(f"the chunk at {start} lies outside of the file")

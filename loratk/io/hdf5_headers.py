@@ -9,7 +9,8 @@ from .seal import SealedFile
 
 UNDEFINED = (1 << 64) - 1
 CONTINUATION, DATATYPE = 0x10, 0x03
-VARIABLE_LENGTH = 9  # class of datatype
+VARIABLE_LENGTH, LETTERS = 9, (0, 3)  # classes of datatypes
+DESCRIPTOR_SIZE = 16
 MOST_BLOCKS = 1000
 
 
@@ -72,7 +73,7 @@ def messages(file: SealedFile, address: int) -> Iterator[tuple[int, bool, bytes]
 
 
 def element_size(file: SealedFile, body: bytes, shared: bool) -> int | None:
-    """Bytes of an element of a datatype of variable length (IV.A.2.d), 1 for text; None for other types.
+    """Bytes of an element of a datatype of variable length (IV.A.2.d), 1 for text, 0 if it is damaged; None for other types.
 
     `body` is that of a datatype message, or of one that says where it lies (IV.A.1.c).
     """
@@ -81,4 +82,8 @@ def element_size(file: SealedFile, body: bytes, shared: bool) -> int | None:
         body = next((found for kind, again, found in messages(file, place) if kind == DATATYPE and not again), b"")
     if not body or body[0] & 15 != VARIABLE_LENGTH:
         return None
-    return int.from_bytes(body[12:16], "little")  # the size in the datatype that follows, that of the elements
+    text, size = body[1] & 15, int.from_bytes(body[4:8], "little")
+    kind, element = (body[8] & 15, int.from_bytes(body[12:16], "little")) if len(body) >= 16 else (0, 0)
+    if size != DESCRIPTOR_SIZE or (text and (kind not in LETTERS or element != 1)):
+        return 0
+    return element

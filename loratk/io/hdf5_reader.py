@@ -54,10 +54,10 @@ class Hdf5Reader:
                 array = np.empty(dataset.shape, dataset.dtype.newbyteorder("="))
                 if array.size:
                     dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-            want = dataset.attrs.get(CHECKSUM)
-            if want is not None and _text(want).lower() != (got := checksum(array)):
+            want = _attribute(dataset, CHECKSUM)
+            if want is not None and want.lower() != (got := checksum(array)):
                 raise FormatError(
-                    f"'{self._file.path}': dataset {name!r} has the SHA-256 {got}, but its attribute {CHECKSUM!r} says {_text(want)!r}. "
+                    f"'{self._file.path}': dataset {name!r} has the SHA-256 {got}, but its attribute {CHECKSUM!r} says {want!r}. "
                     f"Get a new copy of the file, or delete the attribute if the data were changed on purpose"
                 )
         return to_float32(array.view("<u2").astype(np.uint16)) if name in self.bfloat16 else array
@@ -113,15 +113,8 @@ class Hdf5Reader:
             name = f"{path}/{key}" if path else key
             if isinstance(key, bytes) or "/" in key or key.startswith(RESERVED) or name_fault(name) is not None:
                 continue  # not a name that could be asked for
-            kind = group.attrs.get_id(key)
-            if kind.get_space().get_simple_extent_npoints() != 1 or kind.dtype.kind not in "OSbiuf":
-                continue  # arrays and the like belong to other programs
-            if kind.dtype.kind == "O" and h5py.check_string_dtype(kind.dtype) is None:
+            if (value := _attribute(group, key)) is None:
                 continue
-            try:
-                value = _text(group.attrs[key])
-            except UnicodeDecodeError:
-                value = "\udc80"
             if (fault := text_fault(value)) is not None:
                 yield f"the attribute {key!r} of group '/{path}' {fault}"
             else:
@@ -140,7 +133,7 @@ class Hdf5Reader:
             else:
                 self.strings[name] = value
             return
-        if dtype == BFLOAT16 and (kind := dataset.attrs.get("dtype")) is not None and _text(kind) == "bfloat16":
+        if dtype == BFLOAT16 and _attribute(dataset, "dtype") == "bfloat16":
             self.bfloat16.add(name)
         found = list(_dataset_faults(dataset, dtype, self._file.size, bfloat16=name in self.bfloat16))
         yield from (f"{name!r} {fault}" for fault in found)
@@ -182,6 +175,21 @@ def _dataset_faults(dataset: h5py.Dataset, dtype: np.dtype, file_size: int, *, b
         code, _, _, label = layout.get_filter(index)
         if code not in FILTERS:
             yield f"uses the filter {label.decode(errors='replace') or code!r}; only {', '.join(FILTERS.values())} are read"
+
+
+def _attribute(item: h5py.HLObject, key: str) -> str | None:
+    """An attribute that is one string, number or boolean, as text; None for others, which belong to other programs, and for none."""
+    if key not in item.attrs:
+        return None
+    kind = item.attrs.get_id(key)
+    if kind.get_space().get_simple_extent_npoints() != 1 or kind.dtype.kind not in "OSbiuf":
+        return None
+    if kind.dtype.kind == "O" and h5py.check_string_dtype(kind.dtype) is None:
+        return None
+    try:
+        return _text(item.attrs[key])
+    except UnicodeDecodeError:
+        return "\udc80"
 
 
 def _text(value: object) -> str:
