@@ -28,6 +28,7 @@ __all__ = ["lora_chain", "lora_chain_grad"]
 # The columns of the table, a row a layer; places are counted in entries for each row of the batch, in gradients in entries.
 D, K, R, RELU, FORWARD, BACKWARD, BIAS, A, B, Y, XA, G, GB, DA, DB, WIDTH = range(16)
 SHARES = 16  # parts into which the gradients of each layer are cut
+NEAR = 24  # units of rows that go through all layers before the next, so that what one layer leaves the next finds in the cache
 ALONE = 1 << 17  # multiplications a thread must get for handing them over to pay
 PATIENT = 1 << 11  # for how many multiplications to wait one look for a sleeping worker: half the time they take alone
 
@@ -130,11 +131,11 @@ def _forward(start, stop, unit, x, table, scalings, kept, y, n, nr):
 
 
 @runtime.jit(inline=True)
-def _mask(g, y, out):
-    """g where y > 0, else 0."""
+def _mask(g, y):
+    """Set g to 0 where y is not above 0; in place and of two arrays, as with a third that may be the first it is compiled to guesses."""
     zero = g.dtype.type(0)
-    for i in range(out.size):
-        out[i] = g[i] if y[i] > zero else zero
+    for i in range(g.size):
+        g[i] = g[i] if y[i] > zero else zero
 
 
 @runtime.jit
@@ -154,9 +155,8 @@ def _backward(start, stop, unit, g, y, table, scalings, kept, held, dx, n, nr):
         part = slice(first * k, last * k)
         if table[i, RELU]:
             if i == layers - 1:
-                _mask(g[part], y[part], above[part])
-            else:
-                _mask(above[part], kept[table[i, Y] * n : (table[i, Y] + k) * n][part], above[part])
+                above[part] = g[part]
+            _mask(above[part], y[part] if i == layers - 1 else kept[table[i, Y] * n : (table[i, Y] + k) * n][part])
         gb = held[table[i, GB] * n : (table[i, GB] + rp) * n]
         if r:
             b = array_at(table[i, B], r * k, g)
@@ -271,13 +271,15 @@ def _unpack(argument, like):
 @runtime.jit(paste=True)
 def _forward_part(start, stop, argument, like):
     n, nr, table, scalings, (x, kept, y, _, _, _) = _unpack(argument, like)
-    _forward(start, stop, TALL, x, table, scalings, kept, y, n, nr)
+    for unit in range(start, stop, NEAR):
+        _forward(unit, min(unit + NEAR, stop), TALL, x, table, scalings, kept, y, n, nr)
 
 
 @runtime.jit(paste=True)
 def _backward_part(start, stop, argument, like):
     n, nr, table, scalings, (g, y, kept, held, dx, _) = _unpack(argument, like)
-    _backward(start, stop, TALL, g, y, table, scalings, kept, held, dx, n, nr)
+    for unit in range(start, stop, NEAR):
+        _backward(unit, min(unit + NEAR, stop), TALL, g, y, table, scalings, kept, held, dx, n, nr)
 
 
 @runtime.jit(paste=True)
