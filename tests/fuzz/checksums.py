@@ -5,7 +5,7 @@ def repaired(data: bytes, start: int) -> bytes:
     """The bytes of a file with the checksum of the object header at a place, or of the first block at 0, right again."""
     if start == 0 and data[8:9] in (b"\2", b"\3"):
         end = 44
-    elif data[start : start + 4] == b"OHDR":
+    elif data[start : start + 4] == b"OHDR" and len(data) > start + 40:
         flags = data[start + 5]
         at = start + 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
         width = 1 << (flags & 3)
