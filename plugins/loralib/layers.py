@@ -63,7 +63,8 @@ def conv_update(a: np.ndarray, b: np.ndarray, alpha: float, size: int, groups: i
     change = (b.astype(np.float64) @ a.astype(np.float64)).reshape(shape) * (alpha / rank)
     record = {"layer_type": "conv2d", "shape": [shape[1] * size * size, shape[0]], "kernel": [size, size]}
     record |= {"groups": groups} if groups > 1 else {}
-    return record, {"weight": change.astype(np.result_type(a.dtype, b.dtype, np.float32))}
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is a fault that the caller tells
+        return record, {"weight": change.astype(np.result_type(a.dtype, b.dtype, np.float32))}
 
 
 def conv_factors(record: dict[str, Any], change: np.ndarray, rank: int) -> tuple[Module, float]:
