@@ -48,6 +48,7 @@ def linear(
     return facts | {"alpha": alpha * parts, "scaling": scaling}, {"lora_A": lora_a, "lora_B": lora_b}
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite then is a fault that the caller tells
 def conv_update(a: np.ndarray, b: np.ndarray, alpha: float, size: int, groups: int) -> Module:
     """ConvLoRA's factors (r s, c s), (k s / g, r s), s the size of the window -> the change of the weight they make.
 
@@ -63,8 +64,7 @@ def conv_update(a: np.ndarray, b: np.ndarray, alpha: float, size: int, groups: i
     change = (b.astype(np.float64) @ a.astype(np.float64)).reshape(shape) * (alpha / rank)
     record = {"layer_type": "conv2d", "shape": [shape[1] * size * size, shape[0]], "kernel": [size, size]}
     record |= {"groups": groups} if groups > 1 else {}
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is a fault that the caller tells
-        return record, {"weight": change.astype(np.result_type(a.dtype, b.dtype, np.float32))}
+    return record, {"weight": change.astype(np.result_type(a.dtype, b.dtype, np.float32))}
 
 
 def conv_factors(record: dict[str, Any], change: np.ndarray, rank: int) -> tuple[Module, float]:
