@@ -12,7 +12,7 @@ import loratk
 HOUSE = Path(loratk.__file__).parent
 FLOORS = [
     *("errors", "hookspecs", "plugins", "kernels", "autograd", "nn", "io", "exchange"),
-    *("lora", "data", "train", "testing", "convert", "describe", "picture", "verify", "demo", "cli"),
+    *("lora", "algebra", "data", "train", "testing", "convert", "describe", "picture", "verify", "demo", "cli"),
 ]
 
 
