@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .autograd import Tensor, detect_anomaly, no_grad, ops
     from .errors import LoratkError
-    from .exchange import AdapterState, compare, list_adapters, load_adapter, read_adapters, save_adapter, write_adapters
+    from .exchange import AdapterState, diff, list_adapters, load_adapter, read_adapters, save_adapter, write_adapters
     from .hookspecs import hookimpl
     from .kernels import get_backend
     from .kernels.memory import release_memory
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 _HOME = {
     "autograd": "Tensor detect_anomaly no_grad ops",
     "errors": "LoratkError",
-    "exchange": "AdapterState compare list_adapters load_adapter read_adapters save_adapter write_adapters",
+    "exchange": "AdapterState diff list_adapters load_adapter read_adapters save_adapter write_adapters",
     "hookspecs": "hookimpl",
     "kernels": "get_backend",
     "kernels.memory": "release_memory",
@@ -40,7 +40,7 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names.spli
 
 __all__ = [
     "AdapterState", "LayerType", "LoraAdapter", "LoraConfig", "LoraLayer", "LoraLinear", "LoraModel", "LoratkError", "Method", "Module",
-    "Tensor", "Trainer", "__version__", "build_registry", "compare", "detect_anomaly", "efficiency", "get_backend", "get_num_threads",
+    "Tensor", "Trainer", "__version__", "build_registry", "detect_anomaly", "diff", "efficiency", "get_backend", "get_num_threads",
     "hookimpl", "list_adapters", "load_adapter", "no_grad", "num_threads", "ops", "read_adapters", "release_memory", "save_adapter",
     "set_num_threads", "write_adapters",
 ]  # fmt: skip

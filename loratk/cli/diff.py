@@ -37,11 +37,11 @@ def command(a: Path, b: Path, tolerance: float, every: bool, as_json: bool, **gi
     What they add is compared, not how it is stored: ranks, scalings and dtypes may differ. The difference of a module is the norm of the
     difference over the larger of the two norms, computed from the factors. Exit codes: 0 the same within the tolerance, 3 different.
     """
-    from ..exchange.comparison import compare, paired
+    from ..exchange.comparison import diff, paired
 
     left, right = _load(a, b, given)
     both, only_a, only_b = paired(left, right)
-    done = [compare(one, two, tolerance=tolerance, track=track) for one, two in both]
+    done = [diff(one, two, tolerance=tolerance, track=track) for one, two in both]
     same = not only_a and not only_b and all(found.same for found in done)
     if as_json:
         report = {"same": same, "tolerance": tolerance, "only_a": only_a, "only_b": only_b, "adapters": [_plain(found) for found in done]}

@@ -69,7 +69,7 @@ class Comparison:
         return [module for module in self.modules if not module.relative <= self.tolerance]
 
 
-def compare(
+def diff(
     a: AdapterState,
     b: AdapterState,
     *,

@@ -11,7 +11,7 @@ from loratk import load_adapter, save_adapter
 from loratk.convert import export_adapters, export_merged
 from loratk.describe import describe
 from loratk.errors import ConfigError, FormatError
-from loratk.exchange import AdapterState, Checkpoint, compare, plain_lora
+from loratk.exchange import AdapterState, Checkpoint, diff, plain_lora
 from loratk.exchange.factors import dense_update
 from loratk.io import SafetensorsStore, open_safetensors, write_safetensors
 
@@ -305,16 +305,16 @@ def test_an_adapter_and_what_was_baked_of_it_are_the_same(tmp_path, name):
     """What is compared is what they add, not the method."""
     (state,) = load_adapter(PEFT / name).states
     (plain,), _ = plain_lora([state])
-    assert compare(state, plain).same
-    assert not compare(state, plain).identical
-    assert compare(state, state).identical
+    assert diff(state, plain).same
+    assert not diff(state, plain).identical
+    assert diff(state, state).identical
     if name == "vera":
         return  # it has no scaling
     half = AdapterState(
         "default", {}, dict(state.tensors), {m: record | {"scaling": record["scaling"] / 2} for m, record in state.modules.items()}
     )
     for other in (plain, state):
-        (module, *_) = compare(half, other).modules
+        (module, *_) = diff(half, other).modules
         assert module.relative == pytest.approx(0.5)
         assert module.cosine == pytest.approx(1.0)
 
@@ -363,7 +363,7 @@ def test_parameters_that_make_no_update_are_an_error_that_names_them(tmp_path, m
     with pytest.raises(FormatError, match=r"needs the|do not fit|output first, of a weight"):
         export_merged(tmp_path / "x.h5", tmp_path / "base.safetensors", tmp_path / "y.safetensors")
     assert not (tmp_path / "y.safetensors").exists()
-    assert compare(state, AdapterState("b", {}, {key: array * 2 for key, array in state.tensors.items()}, state.modules)).differing
+    assert diff(state, AdapterState("b", {}, {key: array * 2 for key, array in state.tensors.items()}, state.modules)).differing
 
 
 @pytest.mark.parametrize(("name", "module"), WANTED)
