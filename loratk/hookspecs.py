@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from .exchange.format import AdapterFormat
     from .io.store import Store
+    from .lora.inits import Init
     from .lora.layer_types import LayerType
     from .lora.methods import Method
 
@@ -26,6 +27,11 @@ def register_layer_types() -> list["LayerType[Any]"]:  # type: ignore[empty-body
 @hookspec
 def register_methods() -> list["Method"]:  # type: ignore[empty-body]
     """Ways of updating a matrix, such as LoRA and DoRA. Key: `name`."""
+
+
+@hookspec
+def register_inits() -> list["Init"]:  # type: ignore[empty-body]
+    """Ways for the factors of an adapter to start, such as PiSSA. Key: `name`."""
 
 
 @hookspec

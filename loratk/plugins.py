@@ -17,6 +17,7 @@ from .errors import PluginError, UnknownNameError, choices
 if TYPE_CHECKING:
     from .exchange.format import AdapterFormat
     from .io.store import Store
+    from .lora.inits import Init
     from .lora.layer_types import LayerType
     from .lora.methods import Method
 
@@ -29,6 +30,7 @@ class Registry:
 
     layer_types: "dict[type, LayerType[Any]]"
     methods: "dict[str, Method]"
+    inits: "dict[str, Init]"
     stores: "dict[str, Store]"
     formats: "dict[str, AdapterFormat]"
     owners: dict[tuple[str, Any], str] = field(default_factory=dict)
@@ -47,6 +49,14 @@ class Registry:
                 f"Unknown method {name!r}. Registered methods: {choices(self.methods)}; a plugin that provides it may not be installed."
             )
         return self.methods[name]
+
+    def init(self, name: str) -> "Init":
+        """The initialisation of that name. Raises UnknownNameError."""
+        if name not in self.inits:
+            raise UnknownNameError(
+                f"Unknown init {name!r}. Registered inits: {choices(self.inits)}; a plugin that provides it may not be installed."
+            )
+        return self.inits[name]
 
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("register_"))
@@ -68,6 +78,7 @@ def build_registry(without: Iterable[str] = (), extra: Iterable[tuple[str, objec
     return Registry(
         _collect(manager, "register_layer_types", "layer type", "module", owners),
         _collect(manager, "register_methods", "method", "name", owners),
+        _collect(manager, "register_inits", "init", "name", owners),
         _collect(manager, "register_stores", "store", "name", owners),
         _collect(manager, "register_formats", "format", "name", owners),
         owners,

@@ -21,8 +21,9 @@ from loratk.cli import main
 from loratk.errors import BackendError, PluginError, UnknownNameError
 from loratk.exchange import AdapterFormat
 from loratk.io import StoreBase
+from loratk.lora import Call
 from loratk.lora.layer_types import LinearType
-from loratk.lora.methods import Call, Lora
+from loratk.lora.methods.lora import Lora
 from loratk.nn import Linear, Sequential
 from loratk.plugins import BUILTIN, HOOKS, default_registry, use_registry
 

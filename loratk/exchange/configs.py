@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError, choices, faults
 from .state import AdapterState
 
-_KEPT = ("dropout", "options", "seed")
+_KEPT = ("dropout", "rank_dropout", "module_dropout", "max_norm", "options", "init", "seed")
 
 
 def config_for(state: AdapterState, *, among: Collection[str] = ()) -> dict[str, Any]:

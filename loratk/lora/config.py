@@ -1,60 +1,19 @@
 """What an adapter shall be: rank, scaling, where it goes, and what trains."""
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, choices, faults
 from ..plugins import default_registry
+from .frozen import FrozenDict, fixed, plain
+from .settings import FIELDS, LayerSettings, is_integer, scaling, together_faults, value_faults
 from .targets import matches, pattern_faults
 
 BIAS_MODES = ("none", "all", "lora_only")
-FLOAT32_MAX = 3.4028234663852886e38
-
-
-class FrozenDict(dict[str, Any]):
-    """A dict that cannot be changed, and so can be hashed. Two are equal if their order is too: the first pattern that matches counts."""
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError("A LoraConfig cannot be changed; make another with replace().")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
-
-    def __eq__(self, other: object) -> bool:
-        return list(self.items()) == list(other.items()) if isinstance(other, FrozenDict) else dict(self) == other
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(self.items()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenDict, (dict(self),)
-
-
-def _fixed(value: Any) -> Any:
-    """A value as one that cannot change, its lists and dicts too."""
-    if isinstance(value, Mapping):
-        return FrozenDict({key: _fixed(item) for key, item in value.items()})
-    return tuple(map(_fixed, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _plain(value: Any) -> Any:
-    """The same as lists and dicts."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -64,49 +23,49 @@ class LoraConfig:
     rank: columns of A, rows of B, at least 1.
     alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) if `rslora` (Kalajdzievski 2023). Finite, not negative.
     dropout: probability, in [0, 1), with which an input entry does not reach the adapter in training.
+    rank_dropout: the same for each rank of each row, in methods that have ranks; module_dropout: for a whole layer's adapter, a pass.
+    max_norm: the Frobenius norm to which the update of a weight is scaled down after a training step, if it is above; None for no cap.
     bias: which biases train beside the adapter: "none", "lora_only" (those of adapted layers) or "all".
     targets, exclude: which modules get an adapter; patterns as in `loratk.lora.targets`.
     rank_pattern, alpha_pattern: other ranks and alphas for the modules a pattern matches; the first that matches counts.
+    layer_pattern: other settings for the modules a pattern matches: a dict of some of the fields of `LayerSettings`. The first pattern
+    that matches counts, `rank_pattern` and `alpha_pattern` before it. With another method, `options` and `init` start from its own.
     method: a registered method; `options` are that method's own.
+    init: a registered initialisation, or a dict of its "name" and options; None for the method's own.
     seed: of the initial values and of dropout. Each layer draws from a generator of its own, made from seed and name.
     """
 
     rank: int = 8
     alpha: float = 8.0
     dropout: float = 0.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    max_norm: float | None = None
     bias: str = "none"
     targets: tuple[str, ...] = ("all-linear",)
     exclude: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = FrozenDict()
     alpha_pattern: Mapping[str, float] = FrozenDict()
+    layer_pattern: Mapping[str, Mapping[str, Any]] = FrozenDict()
     method: str = "lora"
     options: Mapping[str, Any] = FrozenDict()
+    init: str | Mapping[str, Any] | None = None
     rslora: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "dropout", "seed"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, value.item() if isinstance(value, (np.integer, np.floating)) else value)
-        for name in ("targets", "exclude"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value)
-        for name in ("rank_pattern", "alpha_pattern", "options"):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                object.__setattr__(self, name, _fixed(dict(sorted(value.items(), key=str)) if name == "options" else value))
+        for field in fields(self):
+            object.__setattr__(self, field.name, _normal(field.name, getattr(self, field.name)))
         found = list(self._faults())
         if found:
             raise ConfigError(faults("This LoraConfig makes no sense:", found))
-        object.__setattr__(self, "alpha", float(self.alpha))
+        for name in ("alpha", "dropout", "rank_dropout", "module_dropout"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "alpha_pattern", FrozenDict({k: float(v) for k, v in self.alpha_pattern.items()}))
-        object.__setattr__(self, "dropout", float(self.dropout))
 
-    def _faults(self) -> Any:
-        yield from _rank_faults("rank", self.rank)
-        yield from _alpha_faults("alpha", self.alpha)
-        if not _number(self.dropout) or not 0 <= self.dropout < 1:
-            yield f"dropout must be a number in [0, 1), found {self.dropout!r}"
+    def _faults(self) -> Iterator[str]:
+        for name in FIELDS:
+            yield from value_faults(name, getattr(self, name))
         if self.bias not in BIAS_MODES:
             yield f"bias must be one of {choices(BIAS_MODES)}, found {self.bias!r}"
         for name in ("targets", "exclude"):
@@ -118,25 +77,42 @@ class LoraConfig:
                 yield from pattern_faults(name, pattern)
         if self.targets == ():
             yield "targets must name at least one pattern, such as 'all-linear'"
-        for name, check in (("rank_pattern", _rank_faults), ("alpha_pattern", _alpha_faults)):
+        for name, field in (("rank_pattern", "rank"), ("alpha_pattern", "alpha")):
             patterns = getattr(self, name)
             if not isinstance(patterns, Mapping):
                 yield f"{name} must map patterns to numbers, found {patterns!r}"
                 continue
             for pattern, value in patterns.items():
                 yield from pattern_faults(name, pattern)
-                yield from check(f"{name}[{pattern!r}]", value)
-        if not isinstance(self.rslora, bool):
-            yield f"rslora must be True or False, found {self.rslora!r}"
-        if not _integer(self.seed) or not 0 <= self.seed < 2**64:
+                yield from value_faults(field, value, f"{name}[{pattern!r}]")
+        if not is_integer(self.seed) or not 0 <= self.seed < 2**64:
             yield f"seed must be an integer in [0, 2**64), found {self.seed!r}"
-        methods = default_registry().methods
-        if not isinstance(self.method, str) or self.method not in methods:
-            yield f"method must be one of {choices(methods)}, found {self.method!r}; a plugin that provides it may not be installed"
-        elif not isinstance(self.options, Mapping):
-            yield f"options must map names to values, found {self.options!r}"
-        else:
-            yield from methods[self.method].option_faults(self.options)
+        registry = default_registry()
+        yield from together_faults(self._own(), registry)
+        if not isinstance(self.layer_pattern, Mapping):
+            yield f"layer_pattern must map patterns to settings, found {self.layer_pattern!r}"
+            return
+        for pattern, values in self.layer_pattern.items():
+            where = f"layer_pattern[{pattern!r}]"
+            yield from pattern_faults("layer_pattern", pattern)
+            if not isinstance(values, Mapping) or not values:
+                yield f"{where} must map some of {choices(FIELDS)} to values, found {values!r}"
+            elif unknown := [key for key in values if key not in FIELDS]:
+                yield f"{where} has no setting {choices(map(str, unknown))}; a layer's settings: {choices(FIELDS)}"
+            else:
+                for name, value in values.items():
+                    yield from value_faults(name, value, f"{where}: {name}")
+                yield from together_faults(self._joined(values), registry, f"{where}: ")
+
+    def _own(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def _joined(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The config's own settings with those of a pattern: another method starts from its own options and init."""
+        own = self._own()
+        if values.get("method", self.method) != self.method:
+            own |= {"options": FrozenDict(), "init": None}
+        return own | dict(values)
 
     # Presets, as the Java module has them
 
@@ -169,15 +145,21 @@ class LoraConfig:
 
     def scaling_of(self, rank: int, alpha: float) -> float:
         """alpha / rank, or alpha / sqrt(rank) with `rslora`."""
-        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+        return scaling(rank, alpha, self.rslora)
+
+    def layer(self, *names: str, linear: bool = False) -> LayerSettings:
+        """The settings for the module of that dotted name; for a column block of its own name and its module's. `linear`: see `matches`."""
+        values = self._joined(_of_first(self.layer_pattern, names, linear, {}))
+        rank, alpha = (_of_first(getattr(self, f"{name}_pattern"), names, linear, values[name]) for name in ("rank", "alpha"))
+        return LayerSettings(**values | {"rank": int(rank), "alpha": float(alpha)})
 
     def rank_of(self, *names: str, linear: bool = False) -> int:
-        """The rank for the module of that dotted name; for a column block of its own name and its module's. `linear`: see `matches`."""
-        return int(_of_first(self.rank_pattern, names, linear, self.rank))
+        """The rank for the module, or column block, as in `layer`."""
+        return self.layer(*names, linear=linear).rank
 
     def alpha_of(self, *names: str, linear: bool = False) -> float:
-        """The alpha for the module, or column block, as in `rank_of`."""
-        return _of_first(self.alpha_pattern, names, linear, self.alpha)
+        """The alpha for the module, or column block, as in `layer`."""
+        return self.layer(*names, linear=linear).alpha
 
     def validate(self, d: int, k: int, name: str = "", *others: str, linear: bool = False) -> None:
         """Raise ConfigError if the rank for a (d, k) weight is above min(d, k): it would cost more and add nothing.
@@ -206,7 +188,7 @@ class LoraConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values that JSON can hold."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LoraConfig":
@@ -242,16 +224,17 @@ def _check_size(d: int, k: int) -> None:
         raise ConfigError(f"A weight that can have an adapter is (d, k) with d and k of at least 1, found ({d}, {k}).")
 
 
-def _rank_faults(name: str, value: Any) -> Any:
-    if not _integer(value) or not 1 <= value < 2**31:
-        yield f"{name} must be an integer of at least 1 (and below 2**31), found {value!r}"
+def _normal(name: str, value: Any) -> Any:
+    """A field's value as one that cannot change, patterns as tuples, NumPy's numbers as Python's; what is none of this as it is."""
+    if name in ("targets", "exclude"):
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    if isinstance(value, Mapping):
+        sort = name in ("options", "init")  # the order of patterns counts, that of options does not
+        items = {key: _normal("options", item) for key, item in (sorted(value.items(), key=str) if sort else value.items())}
+        return fixed(items)
+    return value.item() if isinstance(value, (np.integer, np.floating, np.bool_)) else value
 
 
-def _alpha_faults(name: str, value: Any) -> Any:
-    if not _number(value) or not 0 <= value <= FLOAT32_MAX:
-        yield f"{name} must be a finite number of at least 0 that float32 can hold, found {value!r}"
-
-
-def _of_first(patterns: Mapping[str, float], names: tuple[str, ...], linear: bool, otherwise: float) -> float:
+def _of_first(patterns: Mapping[str, Any], names: tuple[str, ...], linear: bool, otherwise: Any) -> Any:
     """The value of the first pattern that matches any of the names."""
     return next((value for pattern, value in patterns.items() if any(matches(pattern, name, linear=linear) for name in names)), otherwise)

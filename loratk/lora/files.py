@@ -120,7 +120,7 @@ def load(
 def _add(model: "LoraModel", state: AdapterState, added: list[str], found: list[str], *, own: bool) -> None:
     """Add one adapter; `own` is whether loratk wrote it, with its config."""
     state = state if own else fitted(model, state)
-    model.add_adapter(state.name, LoraConfig.from_dict(state.config), check_rank=False)
+    model.add_adapter(state.name, LoraConfig.from_dict(state.config), check_rank=False, filled=False)
     added.append(state.name)
     want = adapter_state(model, state.name).modules
     wrong = _record_faults(want, state.modules) if own else record_faults(model, want, state.modules)

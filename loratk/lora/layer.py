@@ -1,7 +1,7 @@
 """A module of the base model with adapters around it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,7 @@ class LoraLayer(Module):
         self.merged: dict[str, float] | None = None
         self._originals: list[tuple[Parameter, Any, Backend]] = []
         self._handles: dict[str, tuple[Any, Any]] = {}
+        self._moved: tuple[tuple[Any, ...], Any] | None = None
 
     # Adapters
 
@@ -83,11 +84,20 @@ class LoraLayer(Module):
         return [name for name, _ in self.adapters.children()]
 
     def add(
-        self, name: str, config: LoraConfig, *, blocks: Iterable[str] | None = None, bias: bool = False, check_rank: bool = True
+        self,
+        name: str,
+        config: LoraConfig,
+        *,
+        blocks: Iterable[str] | None = None,
+        bias: bool = False,
+        check_rank: bool = True,
+        evidence: Mapping[str, Any] | None = None,
+        filled: bool = True,
     ) -> None:
         """Add an adapter, which starts without effect and is not active yet.
 
-        `blocks`: the column blocks it adapts, all if None. `bias`: whether it trains a change of the base's bias.
+        `blocks`: the column blocks it adapts, all if None. `bias`: whether it trains a change of the base's bias. `evidence`, by block,
+        and `filled` are those of LoraAdapter.
         """
         self._no_merge("add an adapter")
         check_adapter_name(name)
@@ -109,6 +119,8 @@ class LoraLayer(Module):
                     registry=self._registry,
                     backend=self.base.backend,
                     check_rank=check_rank,
+                    evidence=(evidence or {}).get(block),
+                    filled=filled,
                 )
         own = self.base_bias()
         if bias and own is None:
@@ -146,7 +158,7 @@ class LoraLayer(Module):
             return self._with_bias(self.base(x), None, active)
         x, bias = self.base.input(x), self.base_bias()
         y = self._fused(x, bias, active)
-        return self._with_bias(self._generic(x, active), bias, active) if y is None else self._with_bias(y, None, active)
+        return self._with_bias(self._generic(x, bias, active), bias, active) if y is None else self._with_bias(y, None, active)
 
     def link(self) -> Link | None:
         """The layer as a link of a chain: a frozen linear layer as it is, or with one LoRA adapter that drops nothing."""
@@ -162,7 +174,8 @@ class LoraLayer(Module):
         adapter = layer_adapter.block("")
         if adapter is None or layer_adapter.bias is not None or adapter.method.name != "lora" or adapter.drops:
             return None
-        return Link(link.weight, link.bias, vars(adapter)["lora_A"], vars(adapter)["lora_B"], adapter.scaling * weight)
+        w = link.weight if adapter.first() is None else self._own_matrix([(layer_adapter, weight)])
+        return Link(w, link.bias, vars(adapter)["lora_A"], vars(adapter)["lora_B"], adapter.scaling * weight)
 
     def _fused(self, x: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor | None:
         assert self.layer_type is not None
@@ -173,13 +186,17 @@ class LoraLayer(Module):
         fused = None if adapter is None else self.layer_type.fused.get(adapter.method.name)
         if fused is None or adapter is None or not (adapter.method.proportional or (weight == 1.0 and not adapter.drops)):
             return None
-        return fused(self.base, x, adapter, adapter.scaling * weight, adapter.mask(x), bias)
+        if adapter.training and (adapter.settings.rank_dropout or adapter.settings.module_dropout):
+            return None
+        return fused(self.base, self._own_matrix(active), x, adapter, adapter.scaling * weight, adapter.mask(x), bias)
 
-    def _generic(self, x: Tensor, active: list[tuple[LayerAdapter, float]]) -> Tensor:
+    def _generic(self, x: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor:
         layer_type, base = self.layer_type, self.base
         assert layer_type is not None
-        own = layer_type.own_matrix(base)
+        own = self._own_matrix(active)
         product = layer_type.apply(base, x, own)
+        if layer_type.weight(base).requires_grad:
+            product = self._without_first(x, product, active)
         ranges = layer_type.blocks(base)
         pieces = []
         for block, (start, stop) in ranges.items():
@@ -187,16 +204,47 @@ class LoraLayer(Module):
             piece = total = cut(product)
             for layer_adapter, weight in active:
                 adapter = layer_adapter.block(block)
-                if adapter is not None:
+                if adapter is not None and not adapter.skips():
                     update = adapter.update(
                         x,
                         piece,
                         partial(layer_type.apply, base),
                         lambda x, cut=cut: cut(layer_type.apply(base, x, own)),  # type: ignore[misc]
                         partial(self._weight_handle, block),
+                        None if bias is None else cut(bias),
                     )
                     total = total + (update if weight == 1.0 else update * weight)
             pieces.append(total)
+        return pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
+
+    def _own_matrix(self, active: Sequence[tuple[LayerAdapter, float]]) -> Any:
+        """The base's weight as `LayerType.apply` takes it, less what the inits of the active adapters take off it, if it is frozen."""
+        layer_type, base = self.layer_type, self.base
+        assert layer_type is not None
+        weight = layer_type.weight(base)
+        moved = [(block, part, w) for adapter, w in active for block, part in adapter.blocks().items() if part.first() is not None]
+        if not moved or weight.requires_grad:
+            return layer_type.own_matrix(base)
+        parts = [(vars(part), part.scaling * w) for _, part, w in moved]
+        key = (weight.data, *(x for held, factor in parts for x in (held["initial_A"].data, held["initial_B"].data, factor)))
+        if self._moved is None or not _alike(self._moved[0], key):
+            matrix, ranges = np.array(layer_type.read(base)), layer_type.blocks(base)
+            for block, part, w in moved:
+                start, stop = ranges[block]
+                matrix[:, start:stop] -= matrix.dtype.type(w) * part.offset()
+            self._moved = key, layer_type.hold(base, matrix)
+        return self._moved[1]
+
+    def _without_first(self, x: Tensor, product: Tensor, active: Sequence[tuple[LayerAdapter, float]]) -> Tensor:
+        """A product with a weight that trains, less what the inits take off."""
+        assert self.layer_type is not None
+        ranges = self.layer_type.blocks(self.base)
+        pieces = [product[..., start:stop] for start, stop in ranges.values()] if len(ranges) > 1 else [product]
+        for layer_adapter, weight in active:
+            for place, block in enumerate(ranges):
+                part = layer_adapter.block(block)
+                if part is not None and (first := part.first()) is not None:
+                    pieces[place] = pieces[place] - self.layer_type.apply(self.base, x, first[0]) @ (first[1] * (part.scaling * weight))
         return pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
 
     def _weight_handle(self, block: str) -> Any:
@@ -240,8 +288,19 @@ class LoraLayer(Module):
             found["weight"] = out.reshape(self.layer_type.weight(self.base).shape)
         if bias is not None:
             changes = [weight * adapter.bias.numpy() for adapter, weight in chosen if adapter.bias is not None]
+            changes += [weight * change for adapter, weight in chosen for change in self._bias_changes(adapter, bias.numpy())]
             found["bias"] = sum(changes, np.array(bias.numpy())).astype(bias.dtype)
         return found
+
+    def _bias_changes(self, adapter: LayerAdapter, bias: np.ndarray) -> Iterator[np.ndarray]:
+        """What the methods of an adapter's blocks add to the base's bias (k,)."""
+        for block, part in adapter.blocks().items():
+            assert self.layer_type is not None
+            start, stop = self.layer_type.blocks(self.base)[block]
+            if (change := part.bias_delta(bias[start:stop])) is not None:
+                whole = np.zeros_like(bias)
+                whole[start:stop] = change
+                yield whole
 
     def targets(self) -> dict[str, Parameter]:
         """The base's parameters that merging changes, under the keys of `merged_arrays`."""
@@ -312,6 +371,11 @@ def as_weights(active: Active) -> dict[str, float]:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
             raise ConfigError(f"The weight of adapter {name!r} must be a finite number, found {weight!r}.")
     return {name: float(weight) for name, weight in weights.items()}
+
+
+def _alike(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    """Whether two tuples hold the same arrays and equal numbers."""
+    return len(one) == len(two) and all(a == b if isinstance(a, float) else a is b for a, b in zip(one, two, strict=True))
 
 
 def _columns(x: Tensor, start: int, stop: int) -> Tensor:

@@ -23,7 +23,8 @@ class LayerType(Generic[M]):
     linear: ClassVar[bool] = False
     """Whether the target pattern `all-linear` means it."""
     fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {}
-    """By method name a faster way of product, update and bias: `(module, x, adapter, scaling, mask, bias) -> Tensor`; see `LinearType`.
+    """By method name a faster way of product, update and bias: `(module, w, x, adapter, scaling, mask, bias) -> Tensor`, w the weight as
+    `apply` takes it; see `LinearType`.
 
     For a method that is not `proportional` it is taken at weight 1 and without dropout only, so `mask` is None there.
     """
@@ -70,9 +71,14 @@ class LayerType(Generic[M]):
         weight = self.weight(module)
         return weight.handle() if weight.frozen else weight if weight.ndim == 2 else weight.reshape(*self.shape(module))
 
+    def hold(self, module: M, matrix: np.ndarray) -> Any:
+        """Another frozen matrix (d, k) in the form `apply` takes."""
+        K = self.weight(module).backend
+        return K.freeze_weight(K.asarray(matrix))
 
-def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
-    w, a, b = module.weight.handle(), adapter.lora_A, adapter.lora_B
+
+def _lora_linear(module: Linear, w: Any, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
+    a, b = adapter.lora_A, adapter.lora_B
     if x.ndim == 0:
         raise ShapeError(f"A Linear({w.shape[0]}, {w.shape[1]}) needs an input (..., {w.shape[0]}), found one without axes.")
     if x.ndim == 2:
@@ -83,8 +89,8 @@ def _lora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: 
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
-def _dora_linear(module: Linear, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
-    w, a, b, m = module.weight.handle(), adapter.lora_A, adapter.lora_B, adapter.magnitude
+def _dora_linear(module: Linear, w: Any, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
+    a, b, m = adapter.lora_A, adapter.lora_B, adapter.magnitude
     if x.ndim == 2:
         return ops.dora_linear(x, w, a, b, m, bias, scaling=scaling)
     y = ops.dora_linear(x.reshape(x.size // x.shape[-1] if x.shape[-1] else 0, x.shape[-1]), w, a, b, m, bias, scaling=scaling)
@@ -117,3 +123,7 @@ class EmbeddingType(LayerType[Embedding]):
     def own_matrix(self, module: Embedding) -> Any:
         """The weight itself: picking rows needs no preparation."""
         return module.weight
+
+    def hold(self, module: Embedding, matrix: np.ndarray) -> Any:
+        """A tensor of it."""
+        return Tensor(matrix, backend=module.backend)

@@ -15,6 +15,7 @@ from ..plugins import Registry, default_registry
 from . import files
 from .chain import pretrained_layers
 from .config import LoraConfig
+from .control import Controller
 from .fingerprint import fingerprint
 from .layer import Active, LoraLayer, as_weights, check_adapter_name
 from .merging import folded_arrays, merge_layers
@@ -122,8 +123,11 @@ class LoraModel(Module):
         """The merged adapters and their weights; empty if none are."""
         return {name: weight for layer in self.layers.values() for name, weight in (layer.merged or {}).items()}
 
-    def add_adapter(self, name: str, config: LoraConfig, *, check_rank: bool = True) -> None:
-        """Add an adapter, which starts without effect and is not active yet. Raises ConfigError with every fault; all or nothing."""
+    def add_adapter(self, name: str, config: LoraConfig, *, check_rank: bool = True, filled: bool = True) -> None:
+        """Add an adapter, which starts without effect and is not active yet. Raises ConfigError with every fault; all or nothing.
+
+        `filled` False leaves the config's init out, for values that come from a file.
+        """
         check_adapter_name(name)
         if not isinstance(config, LoraConfig):
             raise DtypeError(
@@ -141,7 +145,8 @@ class LoraModel(Module):
         wanted |= {module: () for module in biased if module not in wanted}
         try:
             for module, blocks in wanted.items():
-                self._wrap(module, dict(base)[module]).add(name, config, blocks=blocks, bias=module in biased, check_rank=False)
+                layer = self._wrap(module, dict(base)[module])
+                layer.add(name, config, blocks=blocks, bias=module in biased, check_rank=False, filled=filled)
         except BaseException:  # a plugin's method may raise anything
             self._remove(name)
             raise
@@ -226,6 +231,16 @@ class LoraModel(Module):
         active = [layer.adapter(name) for layer in self.layers.values() if layer.merged is None for name in layer.active]
         found = [*self.base_parameters().values(), *(p for adapter in active for p in adapter.parameters())]
         return list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
+
+    def controllers(self, steps: int | None = None) -> list[Controller]:
+        """What the methods of the active adapters do around the steps of training. A Trainer asks for them by itself."""
+        found = []
+        for name in self.active:
+            parts = [part for layer in self.layers.values() if name in layer.names() for part in layer.adapter(name).blocks().values()]
+            methods = {part.method.name: part.method for part in parts}
+            made = [method.controller(self, name, steps) for method in methods.values()]
+            found += [controller for controller in made if controller is not None]
+        return found
 
     def freeze_base(self) -> None:
         """Freeze the base (it is from the start)."""

@@ -110,7 +110,8 @@ def select(modules: Sequence[tuple[str, Module]], config: "LoraConfig", registry
     chosen = [(candidate, blocks) for candidate, blocks in chosen if blocks]
     found = []
     everything = [(candidate, list(candidate.blocks)) for candidate in candidates]
-    for field, pool in (("targets", everything), ("exclude", everything), ("rank_pattern", chosen), ("alpha_pattern", chosen)):
+    pools = {"targets": everything, "exclude": everything, "rank_pattern": chosen, "alpha_pattern": chosen, "layer_pattern": chosen}
+    for field, pool in pools.items():
         for pattern in getattr(config, field):
             if not any(_first([pattern], candidate, block) for candidate, blocks in pool for block in blocks):
                 found.append(f"{field}: {pattern!r} matches nothing{_hint(pattern, modules, registry)}")

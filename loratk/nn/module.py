@@ -132,6 +132,13 @@ class Module:
         """The parameters that are not frozen: what an optimiser takes."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def controllers(self, steps: int | None = None) -> list[Any]:
+        """What parts of the tree do around the steps of training beside computing: objects with the functions of `loratk.lora.Controller`.
+
+        `steps`: how many there will be, None where nobody knows.
+        """
+        return [controller for _, child in self.children() for controller in child.controllers(steps)]
+
     def count(self, *, trainable: bool = False) -> int:
         """How many numbers the parameters hold; with `trainable`, those that are not frozen."""
         return sum(parameter.size for parameter in self.parameters() if parameter.requires_grad or not trainable)

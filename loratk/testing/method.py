@@ -54,7 +54,8 @@ class _Case:
         rng = np.random.default_rng(0)
         self.weight, self.x = (rng.standard_normal(shape).astype(dtype) for shape in ((self.d, self.k), (4, self.d)))
         self.first = self._initial(1)
-        self.random = {name: (p + 0.5 * rng.standard_normal(p.shape)).astype(dtype) for name, p in self.first.items()}
+        moved = {name: p + 0.5 * rng.standard_normal(p.shape) for name, p in self.first.items() if p.dtype.kind == "f"}
+        self.random = self.first | {name: p.astype(dtype) for name, p in moved.items()}
 
     def _initial(self, seed: int) -> dict[str, np.ndarray]:
         return self.method.initial(self.weight, self.rank, np.random.default_rng(seed), self.options)
@@ -76,7 +77,8 @@ class _Case:
         got = {name: p.shape for name, p in self.first.items()}
         assert got == want, f"initial() must have the shapes that shapes() says, {want}, found {got}."
         for name, p in self.first.items():
-            assert p.dtype == self.dtype, f"initial() must have the weight's dtype {self.dtype}, found {p.dtype} for {name!r}."
+            whole = p.dtype.kind in "iu"
+            assert whole or p.dtype == self.dtype, f"initial() must have the weight's dtype {self.dtype}, found {p.dtype} for {name!r}."
             assert np.array_equal(p, self._initial(1)[name]), f"initial() must give the same {name!r} for the same seed, to the last bit."
             assert not np.shares_memory(p, self.weight), f"initial() must copy what it takes from the weight: {name!r} is part of it."
         assert np.array_equal(self.weight, before), "initial() must not change the weight."
@@ -93,12 +95,14 @@ class _Case:
         self._close(self.update(x, self.random, K).numpy(), want, f"update(x) and x @ delta on {K.name!r}")
 
     def check_gradients(self, backend: str, held: Held | None) -> None:
-        """Every parameter's gradient, and the input's, against difference quotients."""
-        K, names = get_backend(backend), list(self.random)
-        arrays = list(self.random.values())
+        """The gradient of every parameter that trains, and the input's, against difference quotients."""
+        frozen = self.method.frozen(self.options)
+        assert frozen <= self.random.keys(), f"frozen() must name parameters, found {sorted(frozen)}."
+        trains = {name: p for name, p in self.random.items() if name not in frozen and p.dtype.kind == "f"}
+        K, names, arrays = get_backend(backend), list(trains), list(trains.values())
 
         def update(x: Tensor, *parameters: Tensor) -> Tensor:
-            return self.update(x, dict(zip(names, parameters, strict=True)), K)
+            return self.update(x, self.random | dict(zip(names, parameters, strict=True)), K)
 
         x = self.x
         tensors = [Tensor(np.array(array), requires_grad=True, backend=K) for array in (x, *arrays)]
@@ -118,7 +122,7 @@ class _Case:
                 for step in (1e-6, -1e-6):
                     moved = [np.array(array) for array in (x, *arrays)]
                     moved[place][index] += step
-                    ends.append(held(moved[0], self.weight, dict(zip(names, moved[1:], strict=True)), self.random, SCALING))
+                    ends.append(held(moved[0], self.weight, self.random | dict(zip(names, moved[1:], strict=True)), self.random, SCALING))
                 want[index] = np.sum(cotangent * (ends[0] - ends[1])) / 2e-6
             self._close(K.numpy(tensor.grad), want, f"the gradient of {name!r} on {K.name!r} and its difference quotient", 1e-7)
 

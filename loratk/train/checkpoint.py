@@ -1,7 +1,8 @@
 """Files from which a training run goes on with the same bits: what moves is kept, what is frozen is only recognised.
 
 A checkpoint is a flat file of arrays and strings in any store that loratk ships (.npz, .h5). Arrays: `model/NAME` for
-trainable parameters and buffers, `optimizer/NAME`, `callbacks/I/NAME`. One string, `checkpoint`, is JSON with everything else.
+trainable parameters and buffers, `optimizer/NAME`, `callbacks/I/NAME`, `controllers/I/NAME`. One string, `checkpoint`, is JSON
+with everything else.
 """
 
 import os
@@ -36,23 +37,21 @@ def write(
     model: Module,
     optimizer: Any,
     callbacks: Sequence[Callback],
+    controllers: Sequence[Any],
     meta: dict[str, Any],
     keep: int,
 ) -> None:
     """Write a checkpoint at once or not at all. Of earlier ones at that path, `keep` - 1 stay as NAME.1.SUFFIX, NAME.2.SUFFIX, ..."""
     arrays = {f"model/{name}": np.array(value.numpy()) for name, value in moving(model).items()}
     arrays |= {f"optimizer/{name}": value for name, value in optimizer.state_dict().items()}
-    states: list[dict[str, Any]] = []
-    for i, callback in enumerate(callbacks):
-        state = callback.state_dict()
-        arrays |= {f"callbacks/{i}/{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
-        states.append({name: value for name, value in state.items() if not isinstance(value, np.ndarray)})
+    states, controlled = _states("callbacks", callbacks, arrays), _states("controllers", controllers, arrays)
     generators = {name: _plain(state) for name, state in generator_states(model.generators()).items()}
     meta = meta | {"kind": KIND, "version": VERSION, "callbacks": [_kind(callback) for callback in callbacks], "states": states}
+    meta["controllers"] = [{"kind": _kind(controller), **state} for controller, state in zip(controllers, controlled, strict=True)]
     try:
         text = strict_json.dumps(meta | {"generators": generators})
     except ValueError as error:
-        raise ConfigError(f"A callback's state_dict() must hold arrays and what JSON can express: {error}.") from error
+        raise ConfigError(f"A state_dict() of a callback or controller must hold arrays and what JSON can express: {error}.") from error
     store = find_store(path, _stores(), for_writing=True)
     _rotate(path, keep)
     store.write(path, arrays, {"checkpoint": text})
@@ -77,7 +76,7 @@ def read(path: Path) -> tuple[Contents, dict[str, Any]]:
         raise FormatError(f"'{path}' is not a training checkpoint: it has no readable string 'checkpoint' ({error}).") from error
     if kind != KIND or version != VERSION:
         raise FormatError(f"'{path}' holds {kind!r}, version {version!r}; this loratk reads {KIND!r}, version {VERSION}.")
-    missing = {"trainer", "config", "history", "frozen", "callbacks", "states", "generators"} - meta.keys()
+    missing = {"trainer", "config", "history", "frozen", "callbacks", "states", "controllers", "generators"} - meta.keys()
     if missing:
         raise FormatError(f"'{path}' is not a whole training checkpoint: {choices(missing)} is missing.")
     return contents, meta
@@ -121,6 +120,21 @@ def restore(model: Module, callbacks: Sequence[Callback], contents: Contents, me
         callback.load_state_dict(state | section(contents, f"callbacks/{i}/"))
 
 
+def controlled(contents: Contents, meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """The state of each controller, and its `kind`."""
+    return [state | section(contents, f"controllers/{i}/") for i, state in enumerate(meta["controllers"])]
+
+
+def _states(what: str, items: Sequence[Any], arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """What callbacks or controllers want kept: JSON values, and what is an array among `arrays`."""
+    states: list[dict[str, Any]] = []
+    for i, item in enumerate(items):
+        state = item.state_dict()
+        arrays |= {f"{what}/{i}/{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
+        states.append({name: value for name, value in state.items() if not isinstance(value, np.ndarray)})
+    return states
+
+
 def section(contents: Contents, prefix: str) -> dict[str, np.ndarray]:
     """The arrays whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in contents.arrays.items() if name.startswith(prefix)}
@@ -132,8 +146,8 @@ def _stores() -> dict[str, Store]:
     return {store.name: store for store in register_stores()}
 
 
-def _kind(callback: Callback) -> str:
-    return type(callback).__name__
+def _kind(item: Any) -> str:
+    return type(item).__name__
 
 
 def _rotate(path: Path, keep: int) -> None:

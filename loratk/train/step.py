@@ -19,12 +19,16 @@ from .model_state import Draft
 
 @dataclass(frozen=True)
 class Update:
-    """What a step did: the mean loss over its batches, their rows, the learning rate, the gradient's norm before clipping (or None)."""
+    """What a step did: the mean loss over its batches, their rows, the learning rate, the gradient's norm before clipping (or None).
+
+    `penalty`: what the model's controllers added to the loss, None where they add nothing.
+    """
 
     loss: float
     rows: int
     lr: float
     grad_norm: float | None
+    penalty: float | None
 
 
 class Stepper:
@@ -38,8 +42,17 @@ class Stepper:
     torn = False
 
     def __init__(
-        self, model: Module, optimizer: Any, loss: Loss, *, clip_norm: float | None, weight: Callable[[Any], float], interrupts: Interrupts
+        self,
+        model: Module,
+        optimizer: Any,
+        loss: Loss,
+        *,
+        clip_norm: float | None,
+        weight: Callable[[Any], float],
+        interrupts: Interrupts,
+        controllers: Sequence[Any] = (),
     ) -> None:
+        self.controllers = controllers
         self.model, self.optimizer, self.loss, self.weight = model, optimizer, loss, weight
         self.clip_norm, self.interrupts = clip_norm, interrupts
         self.refresh()
@@ -61,11 +74,18 @@ class Stepper:
         self._forget_gradients()
         try:
             with self.interrupts.abortable():
+                for controller in self.controllers:
+                    controller.before_step()
                 done = [self._batch(x, y, share, totals, where) for (x, y), share in zip(group, shares, strict=True)]
+                penalty = self._penalty(where)
                 norm = self._clip(where)
             lr = float(self.optimizer.lr)
             self.torn = True
+            for controller in self.controllers:
+                controller.before_update()
             self.optimizer.step()
+            for controller in self.controllers:
+                controller.after_update(lr)
             for (_, y), weight, (loss, sums) in zip(group, weights, done, strict=True):
                 totals.add(loss, weight, count_rows(y), sums)
         except BaseException:
@@ -74,7 +94,7 @@ class Stepper:
         finally:
             self._forget_gradients()
         mean = sum(share * loss for share, (loss, _) in zip(shares, done, strict=True))
-        return Update(mean, sum(count_rows(y) for _, y in group), lr, norm)
+        return Update(mean, sum(count_rows(y) for _, y in group), lr, norm, penalty)
 
     def _batch(self, x: Any, y: Any, share: float, totals: Totals, where: str) -> tuple[float, list[list[float]]]:
         loss, outputs = evaluate_batch(self.model, self.loss, x, y)
@@ -83,6 +103,17 @@ class Stepper:
             raise AnomalyError(f"The loss is {number} {where}. {ADVICE}")
         loss.backward(None if share == 1 else np.full(loss.shape, share, loss.dtype))
         return number, totals.measure(outputs, y)
+
+    def _penalty(self, where: str) -> float | None:
+        """Add the gradients of the controllers' penalties; their sum, None where there are none."""
+        penalties = [penalty for controller in self.controllers if (penalty := controller.penalty()) is not None]
+        numbers = []
+        for penalty in penalties:
+            numbers.append(penalty.item())
+            if not np.isfinite(numbers[-1]):
+                raise AnomalyError(f"A penalty of the adapters is {numbers[-1]} {where}. {ADVICE}")
+            penalty.backward()
+        return math.fsum(numbers) if numbers else None
 
     def _clip(self, where: str) -> float | None:
         """Bound the gradient, or only see to it that it is finite: the norm it had, None if there is no bound."""

@@ -88,6 +88,8 @@ class Trainer:
         self._settings: dict[str, Any] = {}
         self._fingerprint: tuple[list[str], str] | None = None
         self._stepper: Stepper | None = None
+        self._controllers: list[Any] = []
+        self._controlled: list[dict[str, Any]] | None = None
         self._since: float | None = None
         self._saved: tuple[int, int] | None = None
         self._interrupts = Interrupts()
@@ -162,6 +164,7 @@ class Trainer:
             raise FormatError(faults(f"The checkpoint '{path}' does not fit (nothing was loaded):", found))
         self.optimizer.load_state_dict(files.section(contents, "optimizer/"))
         files.restore(self.model, self.callbacks, contents, meta)
+        self._controllers, self._controlled = [], files.controlled(contents, meta)
         state = meta["trainer"]
         self.epoch, self.step = state["epoch"], state["step"]
         self._step_in_epoch, self._first_epoch = state["step_in_epoch"], state["first_epoch"]
@@ -206,12 +209,28 @@ class Trainer:
             require_rerun(held, self.epochs - self.epoch, "validation")
         self._fingerprint = None
         self._stepper = Stepper(
-            self.model, self.optimizer, self.loss, clip_norm=self.clip_norm, weight=self.weight, interrupts=self._interrupts
-        )
+            self.model, self.optimizer, self.loss, clip_norm=self.clip_norm, weight=self.weight, interrupts=self._interrupts,
+            controllers=self._controllers_now(),
+        )  # fmt: skip
         names = ["loss", *(metric.name for metric in self.metrics)]
         self.recorded = names + ([f"val_{name}" for name in names] if held is not None else [])
         self._open = True
         return self._stepper
+
+    def _controllers_now(self) -> list[Any]:
+        """The model's controllers: those of the fit that goes on, with the state of a checkpoint it goes on from, else new ones."""
+        if not self.continuing or not self._controllers:
+            self._controllers = self.model.controllers(self.steps_planned()[1])
+        if self._controlled is not None:
+            kinds = [state["kind"] for state in self._controlled]
+            if kinds != (mine := [type(controller).__name__ for controller in self._controllers]):
+                raise ConfigError(
+                    f"The checkpoint was written with the controllers {kinds}, this model has {mine}; adapt it as it was then."
+                )
+            for controller, state in zip(self._controllers, self._controlled, strict=True):
+                controller.load_state_dict({name: value for name, value in state.items() if name != "kind"})
+            self._controlled = None
+        return self._controllers
 
     def _run(self, source: Source, held: Source | None, stepper: Stepper) -> None:
         self._since = time.perf_counter()
@@ -269,6 +288,8 @@ class Trainer:
         record: Record = {"epoch": self.epoch + 1, "step": self.step, "rows": update.rows, "loss": update.loss, "lr": update.lr}
         if update.grad_norm is not None:
             record["grad_norm"] = update.grad_norm
+        if update.penalty is not None:
+            record["penalty"] = update.penalty
         record["seconds"] = self._elapsed()
         self.history.steps.append(record)
         stepper.torn = False
@@ -314,6 +335,8 @@ class Trainer:
             "totals": self._totals.state(),
         }  # fmt: skip
         meta = {"trainer": state, "config": self._config(), "history": self.history.to_json(), "frozen": self._fingerprint[1]}
-        files.write(path, model=self.model, optimizer=self.optimizer, callbacks=self.callbacks, meta=meta, keep=keep)
+        files.write(
+            path, model=self.model, optimizer=self.optimizer, callbacks=self.callbacks, controllers=self._controllers, meta=meta, keep=keep
+        )  # fmt: skip
         if path == self.checkpoint:
             self._saved = (self.step, self.epoch)

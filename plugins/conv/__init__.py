@@ -7,10 +7,10 @@ from loratk import LayerType, Tensor, hookimpl, ops
 from loratk.nn import Conv2d
 
 
-def _lora(module: Conv2d, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
+def _lora(module: Conv2d, w: Any, x: Tensor, adapter: Any, scaling: float, mask: Any, bias: Any) -> Tensor:
     """One op, which makes no patches; dropout is that of the image's entries."""
     place = {"kernel": module.kernel, "stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    return ops.lora_conv2d(x, module.weight.handle(), adapter.lora_A, adapter.lora_B, mask, bias, scaling=scaling, **place)
+    return ops.lora_conv2d(x, w, adapter.lora_A, adapter.lora_B, mask, bias, scaling=scaling, **place)
 
 
 class Conv2dType(LayerType[Conv2d]):

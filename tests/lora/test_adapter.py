@@ -42,7 +42,7 @@ def test_A_is_drawn_as_announced():
     got = LoraAdapter(weight, LoraConfig(32)).lora_A.numpy()
     assert abs(got).max() <= 4000**-0.5
     assert got.std() == pytest.approx(4000**-0.5 / 3**0.5, rel=0.02)
-    got = LoraAdapter(weight, LoraConfig(32, options={"init": "gaussian"})).lora_A.numpy()
+    got = LoraAdapter(weight, LoraConfig(32, init="gaussian")).lora_A.numpy()
     assert got.std() == pytest.approx(32**-0.5, rel=0.02)
 
 

@@ -22,7 +22,7 @@ def model():
     """Two adapters of two methods, with biases and a layer of another rank, and values that are not the initial ones."""
     rng = np.random.default_rng(0)
     model = LoraModel.adapt(base(), LoraConfig(rank=3, alpha=5, bias="all", rank_pattern={"2": 2}, seed=4), adapter="task-a")
-    model.add_adapter("task-b", LoraConfig(rank=2, method="dora", targets="0", options={"init": "gaussian"}))
+    model.add_adapter("task-b", LoraConfig(rank=2, method="dora", targets="0", init="gaussian"))
     for name in model.adapters:
         model.load_state({key: rng.standard_normal(array.shape).astype(np.float32) for key, array in model.state(name).items()}, name)
     return model

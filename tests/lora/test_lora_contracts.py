@@ -8,7 +8,8 @@ from layer_examples import LAYERS
 
 from loratk import LayerType, Method, ops
 from loratk.lora.layer_types import LinearType
-from loratk.lora.methods import Dora, Lora
+from loratk.lora.methods.dora import Dora
+from loratk.lora.methods.lora import Lora
 from loratk.nn import Linear
 from loratk.plugins import default_registry
 from loratk.testing import check_layer_type, check_method
@@ -49,12 +50,6 @@ def test_method(method):
     check_method(method, held=HELD.get(method.name))
 
 
-@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
-@pytest.mark.parametrize("name", ["lora", "dora"])
-def test_method_with_options(name, init):
-    check_method(METHODS[name], options={"init": init}, held=HELD.get(name))
-
-
 # The contracts find what is broken
 
 
@@ -79,11 +74,15 @@ class Gaps(LinearType):
 
 
 class WrongFused(LinearType):
-    fused: ClassVar = {"lora": lambda m, x, adapter, scaling, mask, bias: LinearType.fused["lora"](m, x, adapter, 2 * scaling, mask, bias)}
+    fused: ClassVar = {
+        "lora": lambda m, w, x, adapter, scaling, mask, bias: LinearType.fused["lora"](m, w, x, adapter, 2 * scaling, mask, bias)
+    }
 
 
 class FusedWithoutDropout(LinearType):
-    fused: ClassVar = {"lora": lambda m, x, adapter, scaling, mask, bias: LinearType.fused["lora"](m, x, adapter, scaling, None, bias)}
+    fused: ClassVar = {
+        "lora": lambda m, w, x, adapter, scaling, mask, bias: LinearType.fused["lora"](m, w, x, adapter, scaling, None, bias)
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from loratk import LoraConfig, LoraModel, Tensor
 from loratk.errors import ConfigError, DtypeError, StateError, UnknownNameError
 from loratk.lora import LoraLayer
-from loratk.lora.methods import Lora
+from loratk.lora.methods.lora import Lora
 from loratk.nn import (
     MLP,
     BatchNorm,
