@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from .algebra.rules import MergeRule
     from .exchange.format import AdapterFormat
     from .io.store import Store
     from .lora.inits import Init
@@ -42,3 +43,8 @@ def register_stores() -> list["Store"]:  # type: ignore[empty-body]
 @hookspec
 def register_formats() -> list["AdapterFormat"]:  # type: ignore[empty-body]
     """How other tools keep adapters in files. Key: `name`."""
+
+
+@hookspec
+def register_merge_rules() -> list["MergeRule"]:  # type: ignore[empty-body]
+    """Ways to make one update of those of several adapters, such as TIES. Key: `name`."""

@@ -15,13 +15,14 @@ from . import hookspecs
 from .errors import PluginError, UnknownNameError, choices
 
 if TYPE_CHECKING:
+    from .algebra.rules import MergeRule
     from .exchange.format import AdapterFormat
     from .io.store import Store
     from .lora.inits import Init
     from .lora.layer_types import LayerType
     from .lora.methods import Method
 
-BUILTIN = {"lora": "loratk.lora.builtin", "io": "loratk.io.builtin"}
+BUILTIN = {"lora": "loratk.lora.builtin", "io": "loratk.io.builtin", "algebra": "loratk.algebra.builtin"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Registry:
     inits: "dict[str, Init]"
     stores: "dict[str, Store]"
     formats: "dict[str, AdapterFormat]"
+    merge_rules: "dict[str, MergeRule]"
     owners: dict[tuple[str, Any], str] = field(default_factory=dict)
 
     def layer_type(self, module: object) -> "LayerType[Any] | None":
@@ -58,6 +60,15 @@ class Registry:
             )
         return self.inits[name]
 
+    def merge_rule(self, name: str) -> "MergeRule":
+        """The merge rule of that name. Raises UnknownNameError."""
+        if name not in self.merge_rules:
+            raise UnknownNameError(
+                f"Unknown merge rule {name!r}. Registered merge rules: {choices(self.merge_rules)}; a plugin that provides it may not be "
+                "installed."
+            )
+        return self.merge_rules[name]
+
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("register_"))
 CURE = "Leave one out (without=, --without) or uninstall it."
@@ -81,6 +92,7 @@ def build_registry(without: Iterable[str] = (), extra: Iterable[tuple[str, objec
         _collect(manager, "register_inits", "init", "name", owners),
         _collect(manager, "register_stores", "store", "name", owners),
         _collect(manager, "register_formats", "format", "name", owners),
+        _collect(manager, "register_merge_rules", "merge rule", "name", owners),
         owners,
     )
 

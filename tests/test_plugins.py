@@ -55,7 +55,9 @@ def test_who_registers_what():
     assert registry.owners["store", "hdf5"] == "io"
     names = {kind.name: registry.owners["layer type", kind.module] for kind in registry.layer_types.values()}
     assert (names["conv2d"], names["qkv"]) == ("conv", "attention")
-    assert len(registry.owners) == len(registry.layer_types) + len(registry.methods) + len(registry.stores) + len(registry.formats)
+    tables = (registry.layer_types, registry.methods, registry.inits, registry.stores, registry.formats, registry.merge_rules)
+    assert len(registry.owners) == sum(map(len, tables))
+    assert registry.owners["merge rule", "ties"] == "algebra"
 
 
 def test_a_registry_is_built_anew_and_the_default_once():
@@ -92,7 +94,7 @@ def test_a_plugin_that_is_left_out_registers_nothing(name):
 
 
 def test_leaving_out_what_is_not_there():
-    with pytest.raises(UnknownNameError, match=r"no plugin 'ghost', 'spook' to leave out\. Plugins: 'attention', 'conv', .*'io'"):
+    with pytest.raises(UnknownNameError, match=r"no plugin 'ghost', 'spook' to leave out\. Plugins: 'algebra', 'attention', 'conv', .*'io'"):
         build_registry(without=["ghost", "conv", "spook"])
 
 
@@ -115,7 +117,8 @@ def test_two_plugins_of_one_name():
 def test_a_misspelt_hook():
     got = refused(("mine", plugin(register_layers=nothing)))
     assert "The plugin 'mine' breaks the contract: unknown hook 'register_layers'" in got
-    assert "Hooks: 'register_formats', 'register_layer_types', 'register_methods', 'register_stores'" in got
+    hooks = ("formats", "inits", "layer_types", "merge_rules", "methods", "stores")
+    assert "Hooks: " + ", ".join(f"'register_{hook}'" for hook in hooks) in got
 
 
 def test_a_hook_with_arguments():

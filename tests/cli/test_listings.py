@@ -16,7 +16,7 @@ def rows(text):
 def test_plugins_lists_everything_registered_with_its_owner(run):
     got = run("plugins")
     assert got.exit_code == 0
-    listed = {(" ".join(row[:2]) if row[0] == "layer" else row[0], row[-1]) for row in rows(got.stdout)[1:]}
+    listed = {(" ".join(row[:2]) if row[0] in ("layer", "merge") else row[0], row[-1]) for row in rows(got.stdout)[1:]}
     assert listed == {(kind, owner) for (kind, _), owner in default_registry().owners.items()}
     assert len(rows(got.stdout)) == len(default_registry().owners) + 1
     assert "method dora lora" in " ".join(got.stdout.split())
