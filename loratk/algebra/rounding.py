@@ -60,8 +60,7 @@ def svd(pair: Pair) -> Svd:
     a, b, exponent = _balanced(pair)
     (q, r), (p, s) = orthonormal(a), orthonormal(b.T)
     left, values, right = np.linalg.svd(r @ s.T, full_matrices=False)
-    noise = 16 * EPS * float(np.linalg.norm(a, axis=0) @ np.linalg.norm(b, axis=1))
-    values = np.where(values > noise, values, 0.0)
+    values = np.where(values > _noise(a, b), values, 0.0)
     with np.errstate(over="ignore"):
         values = np.ldexp(values, exponent)
     if not np.isfinite(values).all():
@@ -116,6 +115,17 @@ def orthonormal(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = whole // rows * n
     top = (blocks @ inner[:count].reshape(-1, n, n)).reshape(whole, n)
     return np.concatenate([top, inner[count:]]), r
+
+
+def noise(pair: Pair) -> float:
+    """What rounding can leave of A B where it should be 0: 16 eps sum_i ||a_i|| ||b_i||, over columns of A and rows of B."""
+    a, b, exponent = _balanced(pair)
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(_noise(a, b), exponent))
+
+
+def _noise(a: np.ndarray, b: np.ndarray) -> float:
+    return 16 * EPS * float(np.linalg.norm(a, axis=0) @ np.linalg.norm(b, axis=1))
 
 
 def _balanced(pair: Pair) -> tuple[np.ndarray, np.ndarray, int]:
