@@ -27,6 +27,12 @@ def test_the_tables_of_formats_are_up_to_date():
     assert made.page(text) == text, "run: python docs/make_exchange.py"
 
 
+def test_the_declarations_for_authors_of_plugins_are_up_to_date():
+    made = load("make_plugins")
+    text = made.PAGE.read_text(encoding="utf-8")
+    assert made.page(text) == text, "run: python docs/make_plugins.py"
+
+
 def test_every_page_is_reached_from_the_readme():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in sorted(DOCS.glob("*.md")) if f"docs/{page.name}" not in readme] == []
