@@ -43,9 +43,9 @@ def hook_block() -> str:
 
 def page(text: str) -> str:
     """The page with every declaration as it is now. Each class, and the hooks, must have a block."""
-    blocks = {r"@hookspec\n": hook_block()} | {
-        rf"(?:@dataclass[^\n]*\n)?class {kind.__name__}\b[^\n]*:\n": class_block(kind) for kind in CLASSES
-    }
+    blocks = {r"@hookspec\n": hook_block()}
+    for kind in CLASSES:
+        blocks[rf"(?:@dataclass[^\n]*\n)?class {kind.__name__}\b[^\n]*:\n"] = class_block(kind)
     for start, block in blocks.items():
         found = re.compile(rf"```python\n(?={start})(?!>>>).*?```", re.DOTALL)
         assert len(found.findall(text)) == 1, f"docs/plugins.md must have one block for {start!r}"
