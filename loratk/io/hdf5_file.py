@@ -14,7 +14,8 @@ import h5py
 from .hdf5_strings import heap_fault
 from .seal import SealedFile
 
-_trees: set[h5py.File] = set()
+_trees: dict[int, h5py.File] = {}
+"""The trees that are open, by their id(): to hash a tree, HDF5 reads the file, which may be damaged."""
 
 
 @contextmanager
@@ -30,11 +31,11 @@ def open_tree(file: io.RawIOBase, *, write: bool = False) -> Iterator[h5py.File]
         tree = h5py.File(h5py.h5f.create(name, fapl=access) if write else h5py.h5f.open(name, h5py.h5f.ACC_RDONLY, fapl=access))
     finally:
         access.close()  # else it lives as long as any traceback, and HDF5 calls into a finished Python to free it
-    _trees.add(tree)
+    _trees[id(tree)] = tree
     try:
         yield tree
     finally:
-        _trees.discard(tree)
+        _trees.pop(id(tree), None)
         with nullcontext() if write else suppress(RuntimeError):  # a file that is read has nothing to lose
             tree.close()
 
@@ -43,7 +44,7 @@ def open_tree(file: io.RawIOBase, *, write: bool = False) -> Iterator[h5py.File]
 def _close_all() -> None:
     """A tree still open when Python ends would crash it, for the same reason."""
     while _trees:
-        _trees.pop().close()
+        _trees.popitem()[1].close()
 
 
 class CheckedFile(SealedFile):
