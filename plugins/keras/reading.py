@@ -151,7 +151,7 @@ class _Making:
     def _unfolded(self, lora_b: np.ndarray, scaling: float) -> np.ndarray:
         if scaling in (0.0, 1.0):
             return lora_b
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # a signalling NaN is told of by who checks the values
             divided = np.asarray(lora_b.astype(np.float64) / scaling, lora_b.dtype)
             if not np.array_equal(divided * np.float64(scaling), lora_b):
                 self._inexact.add(scaling)

@@ -1,5 +1,7 @@
 """`.lora.h5` files that are broken on purpose, and damage anywhere."""
 
+import warnings
+
 import h5py
 import numpy as np
 import pytest
@@ -154,3 +156,16 @@ def test_any_damage_is_a_fault_of_the_file(tmp_path):
                 assert not sealed
             except LoratkError:
                 pass
+
+
+def test_a_signalling_nan_is_told_as_any_nan(tmp_path):
+    """It makes NumPy warn where it is converted, as its scaling is taken out of lora_B."""
+    save_adapter(tmp_path / "a.lora.h5", state_of(layer_0=module(scaling=2.0)))
+    with h5py.File(tmp_path / "a.lora.h5", "r+") as file:
+        del file.attrs["__loratk_seal__"]
+        name = next(name for name in ("lora/0/vars/lora_kernel_b", "lora/0/vars/lora_embeddings_b") if name in file)
+        values = np.array(file[name])
+        values.view(np.uint32).flat[0] = 0x7FA00000
+        file[name][...] = values
+    with pytest.raises(FormatError, match="1 value that is NaN or infinite"), warnings.catch_warnings(action="error"):
+        load_adapter(tmp_path / "a.lora.h5")
