@@ -33,8 +33,11 @@ class Spectrum:
 def spectrum(pairs: Sequence[Pair]) -> Spectrum | None:
     """The spectrum of an update given by its factors; None where it is not finite."""
     values = singular_values(pairs)
-    if not np.isfinite(values).all():
-        return None
+    return spectrum_of(values) if np.isfinite(values).all() else None
+
+
+def spectrum_of(values: np.ndarray) -> Spectrum:
+    """The spectrum of an update given by its singular values, falling and finite."""
     if not values.size or not values[0]:
         return Spectrum(values.tolist(), 0.0, 0.0, 0, 0, False)
     shares, energy = values / values.sum(), (values / values[0]) ** 2

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .describe import AdapterReport, FileReport, ModuleReport
-from .errors import ConfigError, DependencyError
-from .io import atomic_file
+from ..describe import AdapterReport, FileReport, ModuleReport
+from ..errors import ConfigError
+from .figure import blank, check, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,27 +26,18 @@ def draw(report: FileReport, path: str | Path) -> None:
     Raises DependencyError without matplotlib, ConfigError for another suffix, or where nothing can be drawn, StoreError where the file
     cannot be written; it is written at once or not at all.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError("Drawing needs matplotlib, which is not installed. Run: python -m pip install 'loratk[plot]'") from error
+    check(path)
     adapters = [adapter for adapter in report.adapters or () if any(module.delta_norm is not None for module in adapter.modules)]
     if not adapters:
         raise ConfigError(f"'{report.path}' has no update whose size can be told, so there is nothing to draw; --base may tell it")
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in (known := FigureCanvasAgg.get_supported_filetypes()):
-        raise ConfigError(f"cannot draw '{path}': the suffix must be one of {', '.join(f'.{end}' for end in sorted(known))}")
     heights = [max(3.4, 0.2 * min(_rows(adapter), ROWS) + 1.6) for adapter in adapters]
-    figure = Figure(figsize=(12, sum(heights)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(12, sum(heights))
     axes = figure.subplots(len(adapters), 2, squeeze=False, height_ratios=heights, width_ratios=(3, 2))
     for adapter, (left, right) in zip(adapters, axes, strict=True):
         colours = _colours(adapter.modules)
         _norms(left, adapter, colours)
         _spectra(right, adapter, colours)
-    with atomic_file(Path(path)) as file:
-        figure.savefig(file, format=kind)
+    write(figure, path)
 
 
 def _kind(module: ModuleReport) -> str:
