@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, LoratkError, choices
 from ..exchange.factors import Pair, update_pairs
+from ..exchange.format import Base
 from ..exchange.others import KNOWN
 from ..exchange.plain import as_lora, as_other, is_shared, shared_of
 from ..exchange.state import AdapterState
@@ -22,6 +23,8 @@ FACTS = ("method", "rank", "alpha", "scaling", "alpha_source", "dtypes", "orient
 WHOLE = ("full", "diff")
 FACTORS = ("lora_A", "lora_B")
 BESIDE = ("bias", "lora_bias")
+BLOCKS = "peft_groups"
+"""In a record: the number of blocks on the diagonal of lora_B, outside of which it is 0 and has to stay so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +43,8 @@ class Linear:
     stored: dict[str, str] = field(default_factory=dict)
 
 
-def linear_of(state: AdapterState, module: str, held: Mapping[str, np.ndarray]) -> Linear:
-    """A module as something that adds. Methods that are exactly products of factors without a base (LoHa, LoKr, ...) count as them.
+def linear_of(state: AdapterState, module: str, held: Mapping[str, np.ndarray], base: Base | None = None) -> Linear:
+    """A module as something that adds. Methods that are exactly products of factors (LoHa, LoKr, ...) count as them.
 
     Raises ConfigError for a module that is not linear (DoRA), or needs a base, or whose method is not known.
     """
@@ -52,7 +55,7 @@ def linear_of(state: AdapterState, module: str, held: Mapping[str, np.ndarray]) 
     if record["method"] in WHOLE:
         return Linear(record["method"], record, [], {key: _wide(array) for key, array in held.items()}, stored)
     if record["method"] in KNOWN:
-        record, held = _factors(state, module, held)
+        record, held = _factors(state, module, held, base)
         stored = dict.fromkeys(held, promoted(["float32", *(name for name in stored.values() if name in DTYPES)])) | {
             key: dtype for key, dtype in stored.items() if key in BESIDE
         }
@@ -64,18 +67,19 @@ def linear_of(state: AdapterState, module: str, held: Mapping[str, np.ndarray]) 
         raise ConfigError(
             f"loratk cannot add parameters {choices(strange)} of the method {record['method']!r}; loratk.lora_of may make LoRA of it"
         )
-    pairs = update_pairs(record, held) if held.keys() >= set(FACTORS) else []
+    pairs = pairs_of((record, held))
     scale = {"bias": 1.0, "lora_bias": float(record.get("scaling", 1.0))}
     arrays = {key: held[key].astype(np.float64) * scale[key] for key in BESIDE if key in held}
     return Linear("lora", record, pairs, arrays, stored)
 
 
-def _factors(state: AdapterState, module: str, held: Mapping[str, np.ndarray]) -> Module:
+def _factors(state: AdapterState, module: str, held: Mapping[str, np.ndarray], base: Base | None) -> Module:
     """A module of another method as LoRA in float64."""
     record = state.modules[module]
     try:
         shared = {key: _wide(array) for key, array in shared_of(state).items()}
-        other = as_other(record, {key: _wide(array) for key, array in held.items()}, module, shared=shared)
+        known = base if base is not None and module in frozenset(base.modules()) else None
+        other = as_other(record, {key: _wide(array) for key, array in held.items()}, module, known, shared=shared, d=inputs_of(state))
         if not other.low or other.magnitude is not None:
             raise ConfigError("its update depends on the base's weight, or is of no low rank")
         return as_lora(other)[0]
@@ -83,6 +87,13 @@ def _factors(state: AdapterState, module: str, held: Mapping[str, np.ndarray]) -
         raise ConfigError(
             f"its method {record['method']!r} has no exact factors: {error}; loratk.lora_of makes the nearest LoRA"
         ) from error
+
+
+def inputs_of(state: AdapterState) -> int:
+    """d of the only module of VeRA, which is that of the shared matrices; 0 where there are several."""
+    users = [path for path, held in state.parameters().items() if state.modules[path]["method"] == "vera" and "vera_lambda_b" in held]
+    shared = shared_of(state)
+    return int(shared["vera_A"].shape[-1]) if "vera_A" in shared and len(users) == 1 else 0
 
 
 def linear_modules(state: AdapterState, found: list[str]) -> dict[str, Linear]:
@@ -108,8 +119,7 @@ def packed(
     new = {key: value for key, value in record.items() if key not in FACTS}
     held = dict(arrays)
     if pairs:
-        stack = np.stack if "experts" in record else np.hstack
-        held |= {"lora_A": stack([a for a, _ in pairs]), "lora_B": stack([b for _, b in pairs])}
+        held |= _joined(record, pairs)
         rank = held["lora_A"].shape[-1]
         new |= {"method": "lora", "rank": rank, "alpha": float(rank), "scaling": 1.0, "alpha_source": source}
     elif record["method"] in WHOLE:
@@ -141,10 +151,38 @@ def finished(state: AdapterState, modules: Mapping[str, Module], name: str, meta
     return rebuilt(replace(state, name=name, metadata=dict(metadata), config=config, version=""), modules)
 
 
-def pairs_of(module: Module) -> list[Pair]:
-    """The parts of a packed module as they are stored; [] where it has no factors."""
+def pairs_of(module: tuple[Record, Mapping[str, np.ndarray]]) -> list[Pair]:
+    """The parts of a module's update, as `factors.update_pairs`, and for blocks on the diagonal of lora_B one each; [] without factors."""
     record, held = module
-    return update_pairs(record, held) if "lora_A" in held else []
+    if not held.keys() >= set(FACTORS):
+        return []
+    pairs = update_pairs(record, held)
+    if BLOCKS not in record:
+        return pairs
+    ((a, b),), count = pairs, record[BLOCKS]
+    if not isinstance(count, int) or count < 1 or len(b) % count or b.shape[1] % count:
+        raise ConfigError(f"{BLOCKS} must be a number that divides rank and outputs, {len(b)} and {b.shape[1]}, found {count!r}")
+    rows = [np.split(part, count, axis=1) for part in np.split(b, count)]
+    return [(part, rows[number][number]) for number, part in enumerate(np.split(a, count, axis=1))]
+
+
+def parts_of(record: Record) -> int:
+    """Of how many parts the rank counts together: groups of a convolution, blocks of lora_B."""
+    return int(record.get("groups", record.get(BLOCKS, 1)))
+
+
+def _joined(record: Record, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """The factors of parts, without a scaling: the inverse of `pairs_of`."""
+    stack = np.stack if "experts" in record else np.hstack
+    a, b = stack([a for a, _ in pairs]), [b for _, b in pairs]
+    if BLOCKS not in record:
+        return {"lora_A": a, "lora_B": stack(b)}
+    whole = np.zeros((sum(map(len, b)), sum(part.shape[1] for part in b)))
+    row = column = 0
+    for part in b:
+        whole[row : row + len(part), column : column + part.shape[1]] = part
+        row, column = row + len(part), column + part.shape[1]
+    return {"lora_A": a, "lora_B": whole}
 
 
 def promoted(names: Sequence[str]) -> str:

@@ -15,13 +15,13 @@ from ..exchange.state import AdapterState
 from ..exchange.transform import cast_array
 from .certificate import Certificate, Entry, measured, measured_arrays
 from .lineage import common_fingerprint, metadata_of
-from .linear import FACTORS, WHOLE, Linear, Module, finished, linear_modules, packed, pairs_of, promoted
+from .linear import BLOCKS, FACTORS, WHOLE, Linear, Module, finished, linear_modules, packed, pairs_of, parts_of, promoted
 from .ranks import Rule
 from .result import Result, Track, untracked
 from .rounding import concatenated, svd
-from .truncate import best
+from .truncation import best
 
-ALIKE = ("shape", "groups", "experts", "kernel", "columns")
+ALIKE = ("shape", "groups", "experts", "kernel", "columns", BLOCKS)
 """What of two records must agree for updates to be added, where both say it."""
 
 
@@ -109,7 +109,7 @@ def _sum(terms: Sequence[tuple[Linear, float]], cut: Rule, source: str, found: l
         pairs = [_possible(pair) for pair in exact_pairs]
         stored = {key: _kept(key, dtype, pairs, arrays) for key, dtype in stored.items()}
     else:
-        pairs = best(exact_pairs, cut, int(record.get("groups", 1)))[0] if exact_pairs else []
+        pairs = best(exact_pairs, cut, parts_of(record))[0] if exact_pairs else []
     if len(terms) == 1:
         source = f"{source} of rank {record.get('rank')}, scaling {record.get('scaling', 1.0):g}"
     module = packed(record, pairs, arrays, stored, source, found)

@@ -7,7 +7,7 @@ import pytest
 from algebra_states import beside, known, module, state, update
 
 from loratk.algebra.ranks import Rule
-from loratk.algebra.truncate import truncate
+from loratk.algebra.truncation import truncate
 from loratk.errors import ConfigError
 from loratk.exchange.hub import state_faults
 from loratk.exchange.transform import cast
@@ -134,8 +134,31 @@ def test_configs_follow_the_new_ranks():
 
 
 def test_methods_without_exact_factors_are_refused_unless_left_alone():
-    adapter = state({"x": ({"method": "ia3"}, {"ia3_l": np.ones(4)}), "y": of([2.0, 1.0])})
-    with pytest.raises(ConfigError, match=r"cannot be resized:\n.*module 'x': its method 'ia3' has no exact factors"):
+    adapter = state({"x": ({"method": "odd", "rank": 2}, {"w": np.ones(4)}), "y": of([2.0, 1.0])})
+    with pytest.raises(ConfigError, match=r"cannot be resized:\n.*module 'x': loratk cannot add parameters 'w' of the method 'odd'"):
         truncate(adapter, rank=1)
-    done = truncate(adapter, rank=1, patterns={"x": None}).state
-    assert done.modules["x"] == {"method": "ia3"}
+    done = truncate(adapter, rank=1, patterns={"x": None})
+    assert done.state.modules["x"] == {"method": "odd", "rank": 2}
+    assert list(done.certificate.modules) == ["y"]
+
+
+def test_what_has_no_rank_stays_and_is_told():
+    ia3 = {"x": ({"method": "ia3"}, {"ia3_l": np.ones(4)})}
+    done = truncate(state(ia3 | {"y": of([2.0, 1.0])}), rank=1)
+    assert done.state.modules["x"] == {"method": "ia3"}
+    assert done.notes == ["module 'x' stays as it is: ia3 has no rank"]
+    with pytest.raises(ConfigError, match="has no module with a rank, only 'ia3'"):
+        truncate(state(ia3), rank=1)
+
+
+def test_blocks_on_the_diagonal_of_lora_b_stay_blocks():
+    record, held = module(1, d=9, k=8, rank=6, layer_type="conv2d", kernel=[3, 3])
+    mask = np.kron(np.eye(2), np.ones((3, 4)))
+    adapter = state({"x": (record | {"peft_groups": 2}, held | {"lora_B": held["lora_B"] * mask})})
+    done = truncate(adapter, rank=4)
+    whole, got = update(adapter, "x"), update(done.state, "x")
+    for columns in (slice(0, 4), slice(4, 8)):
+        values = np.linalg.svd(whole[:, columns], compute_uv=False)
+        assert np.linalg.norm(whole[:, columns] - got[:, columns]) == pytest.approx(values[2])
+    assert not (done.state.tensors["x.lora_B"] * (1 - np.kron(np.eye(2), np.ones((2, 4))))).any()
+    assert done.certificate.error == pytest.approx(np.linalg.norm(whole - got) / np.linalg.norm(whole))
