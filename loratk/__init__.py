@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .algebra.combine import combine
     from .algebra.interference import compare
     from .algebra.resizing import resize
     from .autograd import Tensor, detect_anomaly, no_grad, ops
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "algebra.combine": "combine",
     "algebra.interference": "compare",
     "algebra.resizing": "resize",
     "autograd": "Tensor detect_anomaly no_grad ops",
@@ -44,7 +46,7 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names.spli
 
 __all__ = [
     "AdapterState", "LayerType", "LoraAdapter", "LoraConfig", "LoraLayer", "LoraLinear", "LoraModel", "LoratkError", "Method", "Module",
-    "Tensor", "Trainer", "__version__", "build_registry", "compare", "detect_anomaly", "diff", "efficiency", "get_backend",
+    "Tensor", "Trainer", "__version__", "build_registry", "combine", "compare", "detect_anomaly", "diff", "efficiency", "get_backend",
     "get_num_threads", "hookimpl", "list_adapters", "load_adapter", "no_grad", "num_threads", "ops", "read_adapters", "release_memory",
     "resize", "save_adapter", "set_num_threads", "write_adapters",
 ]  # fmt: skip
