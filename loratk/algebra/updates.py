@@ -15,7 +15,7 @@ from ..exchange import AdapterState, Base
 from ..exchange.bake import dora_update
 from ..exchange.base import input_first
 from ..exchange.factors import frobenius, update_pairs
-from ..exchange.others import KNOWN
+from ..exchange.others import KNOWN, Other
 from ..exchange.plain import as_lora, as_other, is_shared, shared_of
 from ..exchange.plain import input_first as to_input_first
 from ..kernels import get_backend
@@ -101,7 +101,7 @@ class Updates:
                 raise ConfigError("it is DoRA of a stack of experts, whose norms the report does not know")
             shape = held["lora_A"].shape[0], held["lora_B"].shape[1]
             return _dense(dora_update(weight_of(self._base, module, record, shape), record, held), record)
-        if method in KNOWN:
+        if self._elsewhere(module):
             return self._other(module, record, held, d or self._inputs())
         if method not in self._registry.methods:
             raise ConfigError(_unknown(method, {*KNOWN, *self._registry.methods}))
@@ -124,10 +124,21 @@ class Updates:
     def needs_base(self, module: str) -> bool:
         """Whether what a module adds depends on the base's weight."""
         method = self.state.modules[module]["method"]
-        if method in KNOWN:
+        if self._elsewhere(module):
             return method in ("ia3", "glora", "dora_in") or "dora_scale" in self._held[module]
         registered = self._registry.methods.get(method)
         return method == "full" or "magnitude" in self._held[module] or (registered is not None and not registered.proportional)
+
+    def _elsewhere(self, module: str) -> bool:
+        """Whether a module is of a method that other tools train, with the parameters that they keep of it."""
+        record, held = self.state.modules[module], self._held[module]
+        if record["method"] not in KNOWN or record["method"] not in self._registry.methods:
+            return record["method"] in KNOWN
+        try:
+            Other(record, held).check_names()
+        except FormatError:  # loratk's own method of that name has parameters of its own
+            return False
+        return True
 
     def _inputs(self) -> int:
         """d of the only module of VeRA, which is that of the shared matrices; 0 where there are several."""

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loratk
+from loratk.algebra.energy import block_of, kind_of
 from loratk.algebra.interference import compare, plan
 from loratk.errors import AnomalyError, ConfigError, FormatError
 from loratk.exchange import AdapterState
+from loratk.exchange.factors import nearest_pair
 
 
 def pair(one, two, **options):
@@ -64,10 +66,10 @@ def test_an_adapter_and_its_negation_cancel_to_the_last_digit():
 
 
 def test_factorings_of_one_update_are_one_update():
-    """Another rank, a rotation, and float32: the directions that are rounding alone are none of the spaces."""
+    """Another rank, and float32: the directions that are rounding alone are none of the spaces."""
     a, b = known([5.0, 2.0, 1.0], d=60, k=50)
-    mix = np.random.default_rng(4).standard_normal((3, 8))
-    wide = (a @ mix).astype(np.float32), (np.linalg.pinv(mix) @ b).astype(np.float32)
+    wide = tuple(factor.astype(np.float32) for factor in nearest_pair((a @ b).astype(np.float32), 8))
+    assert np.linalg.matrix_rank(wide[0] @ wide[1].astype("f8")) == 8
     found, _ = pair(lora(a, b), lora(*wide))
     assert found.inputs.dimensions == found.outputs.dimensions == (3, 3)
     assert max(found.inputs.angles + found.outputs.angles) < 1e-5
@@ -183,6 +185,12 @@ def test_whole_adapters_are_one_vector_each():
     assert a.blocks == pytest.approx({"x.0": a.layers[0].share, "x.1": a.layers[1].share + a.layers[2].share})
     assert sum(a.kinds.values()) == pytest.approx(1)
     assert a.layers[0].share == pytest.approx(np.sum(dense[0]["x.0.q"] ** 2) / norms[0] ** 2)
+
+
+def test_kinds_and_blocks_of_paths():
+    paths = ["model.layers.10.mlp.experts.3.up", "lm_head", "0"]
+    assert [kind_of(path) for path in paths] == ["model.layers.mlp.experts.up", "lm_head", "0"]
+    assert [block_of(path) for path in paths] == ["model.layers.10", "lm_head", "0"]
 
 
 def test_spikes_are_those_of_inspect():

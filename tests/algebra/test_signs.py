@@ -1,5 +1,7 @@
 """How often two updates pull an entry in opposite directions."""
 
+import math
+
 import numpy as np
 import pytest
 from algebra_states import module, state, update
@@ -27,6 +29,7 @@ def test_an_estimate_lies_within_its_error(monkeypatch, kind):
     truth = want(one, two)
     found = [pair(one, two, seed=seed) for seed in range(40)]
     assert all((item.exact, item.entries) == (False, 4000) for item in found)
+    assert found[0].error == pytest.approx(math.sqrt(found[0].share * (1 - found[0].share) / 4000))
     misses = np.array([(item.share - truth) / item.error for item in found])
     assert np.abs(misses).max() < 4
     assert 0.7 < misses.std() < 1.3
