@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .certificate import Certificate
+    from .extraction import extract
     from .ranks import Rule
     from .resizing import resize
     from .result import Result
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certificate": "Certificate",
+    "extraction": "extract",
     "ranks": "Rule",
     "resizing": "resize",
     "result": "Result",
@@ -27,7 +29,8 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "Certificate", "Result", "Rule", "add", "average", "negate", "orthogonalise", "project", "resize", "scale", "subtract", "truncate",
+    "Certificate", "Result", "Rule", "add", "average", "extract", "negate", "orthogonalise", "project", "resize", "scale", "subtract",
+    "truncate",
 ]  # fmt: skip
 
 

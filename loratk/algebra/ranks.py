@@ -40,16 +40,21 @@ class Rule:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number) or not inside(value)):
                 raise ConfigError(f"{name} must be a number {what}, found {value!r}")
 
-    def needed(self, spectra: Sequence[np.ndarray]) -> int:
-        """The rank that ratio, energy and error need, without the cap: one for all parts of an update, each with its falling values."""
+    def needed(self, spectra: Sequence[np.ndarray], beyond: float = 0.0) -> int:
+        """The rank that ratio, energy and error need, without the cap: one for all parts of an update, each with its falling values.
+
+        beyond: the norm of what the spectra leave out, where only the leading values are known. A rank above their number says that more
+        of them are needed.
+        """
         values = _joined(spectra)
         largest = float(values.max(initial=0.0))
         if not largest:
             return 1
-        tails = tail_norms(values / largest)
+        tails = tail_norms(values / largest, beyond / largest)
         found = [0]
         if self.ratio is not None:
-            found.append(int(np.count_nonzero((values >= self.ratio * largest * (1 - SLACK)) & (values > 0), axis=1).max()))
+            count = int(np.count_nonzero((values >= self.ratio * largest * (1 - SLACK)) & (values > 0), axis=1).max())
+            found.append(count + 1 if beyond and count == values.shape[1] else count)
         if self.energy is not None:
             lost = 0.0 if self.energy == 1 else math.sqrt(1 - self.energy + 2 * np.finfo(np.float64).eps)
             found.append(_first(tails, lost * float(tails[0])))
@@ -59,16 +64,19 @@ class Rule:
             found.append(_first(tails, 0.0))
         return max(1, *found)
 
-    def choose(self, spectra: Sequence[np.ndarray], parts: int = 1) -> int:
+    def choose(self, spectra: Sequence[np.ndarray], parts: int = 1, beyond: float = 0.0) -> int:
         """The rank of each part under the cap, which counts the ranks of `parts` parts together (the groups of a convolution)."""
-        rank = self.needed(spectra)
+        rank = self.needed(spectra, beyond)
         return rank if self.rank is None else min(rank, max(1, int(self.rank) // parts))
 
 
-def tail_norms(values: np.ndarray) -> np.ndarray:
-    """What each rank leaves out: falling singular values (parts, q) -> the norms (q + 1,) of all after the first 0, 1, ..., q."""
+def tail_norms(values: np.ndarray, beyond: float = 0.0) -> np.ndarray:
+    """What each rank leaves out: falling singular values (parts, q) -> the norms (q + 1,) of all after the first 0, 1, ..., q.
+
+    beyond: the norm of what is in none of the values.
+    """
     squares = np.square(values).sum(axis=0)
-    return np.sqrt(np.append(np.cumsum(squares[::-1])[::-1], 0.0))
+    return np.hypot(np.sqrt(np.append(np.cumsum(squares[::-1])[::-1], 0.0)), beyond)
 
 
 def lost(spectra: Sequence[np.ndarray], rank: int) -> float:
@@ -90,5 +98,6 @@ def _joined(spectra: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _first(tails: np.ndarray, allowed: float) -> int:
-    """The least rank that leaves out no more than allowed."""
-    return int(np.argmax(tails <= allowed))
+    """The least rank that leaves out no more than allowed; one above all where none does."""
+    enough = tails <= allowed
+    return int(np.argmax(enough)) if enough.any() else len(tails)

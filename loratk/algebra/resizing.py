@@ -91,12 +91,7 @@ def resize(
         for result in results:
             notes += [f"adapter {result.state.name!r}, {line}" for line in result.notes]
         if target is not None and destination is not None:
-            written = [result.state for result in results]
-            given: dict[str, Any] = {"format": target.name, "base": opened, "options": to_options, "registry": registry}
-            with TemporaryDirectory() as folder:
-                place = Path(folder) / Path(destination).name if dry_run else destination
-                said = save_adapter(place, written, **given)
-            notes += [f"{destination}: {'would be ' * dry_run}written as {target.title}", *said]
+            notes += written(destination, [result.state for result in results], target, opened, to_options, registry, dry_run)
     return Resized(results, before, list(dict.fromkeys(notes)), target.name if target else "")
 
 
@@ -134,6 +129,22 @@ def target_format(path: Path, to: str | None, found: Detected | None, registry: 
         if any(path.name.lower().endswith(end.lower()) for end in own.suffixes) or (own.folder and not path.suffix):
             return own
         raise
+
+
+def written(
+    destination: str | Path,
+    states: list[AdapterState],
+    target: AdapterFormat,
+    base: Base | None,
+    options: Mapping[str, Any] | None,
+    registry: Registry,
+    dry_run: bool,
+) -> list[str]:
+    """Write adapters in a format, in a dry run to a temporary place which is removed, and return the notes."""
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / Path(destination).name if dry_run else Path(destination)
+        said = save_adapter(place, states, format=target.name, base=base, options=options, registry=registry)
+    return [f"{destination}: {'would be ' * dry_run}written as {target.title}", *said]
 
 
 def refuse_existing(destination: str | Path, force: bool) -> None:
