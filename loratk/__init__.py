@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .algebra.combine import combine
+    from .algebra.extraction import extract
     from .algebra.interference import compare
     from .algebra.resizing import resize
     from .autograd import Tensor, detect_anomaly, no_grad, ops
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "algebra.combine": "combine",
+    "algebra.extraction": "extract",
     "algebra.interference": "compare",
     "algebra.resizing": "resize",
     "autograd": "Tensor detect_anomaly no_grad ops",
@@ -46,9 +48,9 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names.spli
 
 __all__ = [
     "AdapterState", "LayerType", "LoraAdapter", "LoraConfig", "LoraLayer", "LoraLinear", "LoraModel", "LoratkError", "Method", "Module",
-    "Tensor", "Trainer", "__version__", "build_registry", "combine", "compare", "detect_anomaly", "diff", "efficiency", "get_backend",
-    "get_num_threads", "hookimpl", "list_adapters", "load_adapter", "no_grad", "num_threads", "ops", "read_adapters", "release_memory",
-    "resize", "save_adapter", "set_num_threads", "write_adapters",
+    "Tensor", "Trainer", "__version__", "build_registry", "combine", "compare", "detect_anomaly", "diff", "efficiency", "extract",
+    "get_backend", "get_num_threads", "hookimpl", "list_adapters", "load_adapter", "no_grad", "num_threads", "ops", "read_adapters",
+    "release_memory", "resize", "save_adapter", "set_num_threads", "write_adapters",
 ]  # fmt: skip
 
 
