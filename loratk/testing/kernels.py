@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import Backend, get_backend
+from . import grouped_examples as grouped_examples
 from .kernel_examples import EXAMPLES, Example, Frozen
 
 __all__ = ["EXACT", "EXAMPLES", "Frozen", "check_example", "check_kernel"]

@@ -6,7 +6,22 @@ One file a family, like the reference, whose kernel stands wherever a family her
 from types import ModuleType
 
 from .. import reference
-from . import chain, conv, direct, dora, elementwise, frozen, gemm, lora, norm, optim, reduce, shape, softmax
+from . import chain, conv, direct, dora, elementwise, frozen, gemm, grouped, lora, norm, optim, reduce, shape, softmax
 
-FAMILIES: tuple[ModuleType, ...] = (gemm, frozen, lora, dora, chain, elementwise, reduce, shape, softmax, norm, conv, direct, optim)
+FAMILIES: tuple[ModuleType, ...] = (
+    gemm,
+    frozen,
+    lora,
+    dora,
+    chain,
+    grouped,
+    elementwise,
+    reduce,
+    shape,
+    softmax,
+    norm,
+    conv,
+    direct,
+    optim,
+)
 KERNELS = reference.KERNELS | {name: getattr(family, name) for family in FAMILIES for name in family.__all__}

@@ -16,11 +16,12 @@ from ..memory import empty
 from ..reference.chain import check_input, layers_of
 from ..spin import share
 from .address import DOUBLE, SINGLE, WORDS, address, array_at
+from .factor_grad import gradient_a, gradient_b
 from .gemm import MR, ROWS, block, pack_rows
 from .pack import DEPTH
 from .thin import STRIP
 from .thin import dots_loop as dots
-from .tile import LOW, columns, low_tile
+from .tile import columns
 from .window import TALL, narrow_tile
 
 __all__ = ["lora_chain", "lora_chain_grad"]
@@ -176,55 +177,6 @@ def _backward(start, stop, unit, g, y, table, scalings, kept, held, dx, n, nr):
             _product(above, k, w, gb, rp, one, low_b, r * nr, nr, r, out, d, first, last, nr, packed, low_packed, edge)
 
 
-@runtime.jit(inline=True)
-def _gradient_a(x, d, gb, rp, r, p0, n, out, start, stop, half, edge):
-    """Panels start to stop, of TALL rows, of dA = x^T gb, (d, r): the sum over n rows from p0 on, added if these are not the first."""
-    add = 1 if p0 > 0 else 0
-    for at in range(start * TALL, min(d, stop * TALL), TALL):
-        skip = max(0, at + TALL - d)
-        for j in range(0, r, half):
-            wide = min(half, r - j)
-            if skip == 0 and wide == half:
-                narrow_tile(x, p0 * d + at, 1, d, 0, 1, gb, p0 * rp + j, rp, n, out, at * r + j, r, add)
-            elif d >= TALL:  # the last tile takes some rows again, and leaves them out
-                narrow_tile(x, p0 * d + at - skip, 1, d, 0, 1, gb, p0 * rp + j, rp, n, edge, 0, half, 0)
-                for p in range(skip, TALL):
-                    for q in range(wide):
-                        spot = (at - skip + p) * r + j + q
-                        out[spot] = (out[spot] if add else edge.dtype.type(0)) + edge[p * half + q]
-            else:
-                for p in range(d):
-                    for q in range(j, j + wide):
-                        total = out[p * r + q] if add else edge.dtype.type(0)
-                        for i in range(p0, p0 + n):
-                            total += x[i * d + p] * gb[i * rp + q]
-                        out[p * r + q] = total
-
-
-@runtime.jit(inline=True)
-def _gradient_b(xa, rp, r, g, k, p0, n, out, start, stop, nr, edge, held):
-    """Panels start to stop, of nr columns, of (x A)^T g, (r, k), as in `_gradient_a`."""
-    add = 1 if p0 > 0 else 0
-    for j in range(start * nr, min(k, stop * nr), nr):
-        wide = min(nr, k - j)
-        source, at, step = g, p0 * k + j, k
-        if wide < nr:  # the tile reads whole vectors
-            source, at, step = held, 0, nr
-            for p in range(n):
-                for q in range(wide):
-                    held[p * nr + q] = g[(p0 + p) * k + j + q]
-        for i in range(0, r, LOW):
-            tall = min(LOW, r - i)
-            if wide == nr and tall == LOW:
-                low_tile(xa, p0 * rp + i, rp, source, at, step, n, xa, 0, source, 0, 0, 0, out, i * k + j, k, add)
-                continue
-            low_tile(xa, p0 * rp + i, rp, source, at, step, n, xa, 0, source, 0, 0, 0, edge, 0, nr, 0)
-            for q in range(tall):
-                for t in range(wide):
-                    spot = (i + q) * k + j + t
-                    out[spot] = (out[spot] if add else edge.dtype.type(0)) + edge[q * nr + t]
-
-
 @runtime.jit
 def _gradients(start, stop, x, g, table, scalings, kept, held, out, n, nr):
     """Shares start to stop of SHARES of the gradients of all A and B."""
@@ -240,8 +192,8 @@ def _gradients(start, stop, x, g, table, scalings, kept, held, out, n, nr):
             top, bottom, left, right = tall * start // SHARES, tall * stop // SHARES, wide * start // SHARES, wide * stop // SHARES
             for p0 in range(0, n, STRIP):
                 rows = min(STRIP, n - p0)
-                _gradient_a(source, d, gb, rp, r, p0, rows, da, top, bottom, nr // 2, edge)
-                _gradient_b(xa, rp, r, above, k, p0, rows, db, left, right, nr, edge, last)
+                gradient_a(source, d, gb, rp, r, p0, rows, da, top, bottom, nr // 2, edge)
+                gradient_b(xa, rp, r, above, k, p0, rows, db, left, right, nr, edge, last)
             for q in range(r):
                 row = db[q * k + left * nr : q * k + min(k, right * nr)]
                 for j in range(row.size):

@@ -1,6 +1,7 @@
 """Frozen weights, packed once for many products."""
 
 import math
+import threading
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from .gemm import multiply
 from .pack import pack
 
 __all__ = ["freeze_weight", "frozen_matmul", "frozen_matmul_t"]
+
+_packing = threading.Lock()  # once for all: others keep the addresses of what is packed
 
 
 class PackedWeight:
@@ -34,13 +37,15 @@ class PackedWeight:
     def forward(self):
         """W packed, for x W."""
         if self._forward is None:
-            self._forward = pack(self._w)
+            with _packing:
+                self._forward = pack(self._w) if self._forward is None else self._forward
         return self._forward
 
     def backward(self):
         """W^T packed, for g W^T."""
         if self._backward is None:
-            self._backward = pack(self._w.T)
+            with _packing:
+                self._backward = pack(self._w.T) if self._backward is None else self._backward
         return self._backward
 
     def numpy(self):

@@ -21,18 +21,18 @@ def lanes(dtype):
     return VECTOR_BYTES // np.dtype(dtype).itemsize
 
 
-def _plain_tile(vectors):
+def _plain_tile(vectors, rows):
     def tile(a, a_at, a_row, a_step, a_jump, runs, b, b_at, b_step, depth, c, c_at, c_step, accumulate):
-        run, p, i, j = np.ogrid[:runs, :depth, :TALL, : vectors * lanes(c.dtype)]
-        left = a[(a_at + run * a_jump + p * a_step + i * a_row).reshape(runs * depth, TALL)]
+        run, p, i, j = np.ogrid[:runs, :depth, :rows, : vectors * lanes(c.dtype)]
+        left = a[(a_at + run * a_jump + p * a_step + i * a_row).reshape(runs * depth, rows)]
         right = b[(b_at + (run * depth + p) * b_step + j).reshape(runs * depth, j.size)]
-        spots = (c_at + i * c_step + j).reshape(TALL, j.size)
+        spots = (c_at + i * c_step + j).reshape(rows, j.size)
         c[spots] = left.T @ right + (c[spots] if accumulate else 0)
 
     return tile
 
 
-def _vector_tile(vectors):
+def _vector_tile(vectors, rows):
     @intrinsic
     def tile(typingctx, a, a_at, a_row, a_step, a_jump, runs, b, b_at, b_step, depth, c, c_at, c_step, accumulate):
         dtype = a.dtype
@@ -62,14 +62,14 @@ def _vector_tile(vectors):
                 return value
 
             pa0, pb0, pc = data(0, a_at), data(6, b_at), data(10, c_at)
-            rows = [builder.mul(a_row, const(i)) for i in range(TALL)]
+            steps = [builder.mul(a_row, const(i)) for i in range(rows)]
             before = builder.block
             outer, inner, latch, after = (builder.append_basic_block(f"window.{part}") for part in ("run", "step", "next", "after"))
             builder.branch(outer)
 
             builder.position_at_end(outer)  # once a run
             run, first, pb_run = builder.phi(i64), builder.phi(pa0.type), builder.phi(pb0.type)
-            sums_run = [[builder.phi(vec) for _ in range(vectors)] for _ in range(TALL)]
+            sums_run = [[builder.phi(vec) for _ in range(vectors)] for _ in range(rows)]
             for phi, start in ((run, const(0)), (first, pa0), (pb_run, pb0)):
                 phi.add_incoming(start, before)
             for phi in (phi for row in sums_run for phi in row):
@@ -78,20 +78,20 @@ def _vector_tile(vectors):
 
             builder.position_at_end(inner)  # once a step of the depth
             p, pa, pb = builder.phi(i64), builder.phi(pa0.type), builder.phi(pb0.type)
-            sums = [[builder.phi(vec) for _ in range(vectors)] for _ in range(TALL)]
+            sums = [[builder.phi(vec) for _ in range(vectors)] for _ in range(rows)]
             for phi, start in ((p, const(0)), (pa, first), (pb, pb_run)):
                 phi.add_incoming(start, outer)
             w = [load(vec, builder.gep(pb, [const(width * j)])) for j in range(vectors)]
             new = []
-            for i in range(TALL):
-                x = builder.insert_element(blank, load(scalar, builder.gep(pa, [rows[i]])), ir.Constant(i32, 0))
+            for i in range(rows):
+                x = builder.insert_element(blank, load(scalar, builder.gep(pa, [steps[i]])), ir.Constant(i32, 0))
                 x = builder.shuffle_vector(x, blank, splat)
                 new.append([builder.call(fma, [x, w[j], sums[i][j]]) for j in range(vectors)])
             following, pb_next = builder.add(p, const(1)), builder.gep(pb, [b_step])
             p.add_incoming(following, inner)
             pa.add_incoming(builder.gep(pa, [a_step]), inner)
             pb.add_incoming(pb_next, inner)
-            for i in range(TALL):
+            for i in range(rows):
                 for j in range(vectors):
                     sums[i][j].add_incoming(sums_run[i][j], outer)
                     sums[i][j].add_incoming(new[i][j], inner)
@@ -102,13 +102,13 @@ def _vector_tile(vectors):
             run.add_incoming(run_next, latch)
             first.add_incoming(builder.gep(first, [a_jump]), latch)
             pb_run.add_incoming(pb_next, latch)
-            for i in range(TALL):
+            for i in range(rows):
                 for j in range(vectors):
                     sums_run[i][j].add_incoming(new[i][j], latch)
             builder.cbranch(builder.icmp_signed("<", run_next, runs), outer, after)
 
             builder.position_at_end(after)
-            places = [(i, j) for i in range(TALL) for j in range(vectors)]
+            places = [(i, j) for i in range(rows) for j in range(vectors)]
             spots = [builder.gep(pc, [builder.add(builder.mul(c_step, const(i)), const(width * j))]) for i, j in places]
 
             def store(value, pointer):
@@ -130,12 +130,14 @@ def _vector_tile(vectors):
 
 
 _make = _plain_tile if config.DISABLE_JIT else _vector_tile
-tile = _make(2)
+tile = _make(2, TALL)
 """tile(a, a_at, a_row, a_step, a_jump, runs, b, b_at, b_step, depth, c, c_at, c_step, accumulate): TALL rows of C, two vectors wide.
 
 c = a b, or += if `accumulate` is not 0; all arrays are one-dimensional. The depth is `runs` runs of `depth` steps, both at
 least 1: entry (i, run, p) of a is at a[a_at + run * a_jump + p * a_step + i * a_row], (run, p, j) of b at
 b[b_at + (run * depth + p) * b_step + j], (i, j) of c at c[c_at + i * c_step + j].
 """
-narrow_tile = _make(1)
+narrow_tile = _make(1, TALL)
 """The same, one vector wide."""
+pair_tile = _make(2, 2)
+"""The same as `tile` with two rows."""
