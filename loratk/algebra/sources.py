@@ -61,7 +61,7 @@ def gather(
         found += [Source(state.name, state, path) for state in reading.states]
     if wrong := list(dict.fromkeys(fault for source in found if not source.path for fault in state_faults([source.state]))):
         raise FormatError(faults("the adapters are not sound:", wrong))
-    return _labelled(_renamed(found, rename or {})), [*dict.fromkeys(notes), *([told] if told is not None else [])]
+    return labelled(renamed_each(found, rename or {})), [*dict.fromkeys(notes), *([told] if told is not None else [])]
 
 
 def _options(options: Mapping[str, Any], formats: Mapping[str, Detected]) -> dict[str, dict[str, Any]]:
@@ -83,7 +83,8 @@ def _check_names(wanted: Collection[str], held: Mapping[str, Sequence[str]], giv
         raise UnknownNameError(faults("The adapters that are asked for are not there:", found))
 
 
-def _renamed(sources: Sequence[Source], names: Mapping[str, str]) -> list[Source]:
+def renamed_each(sources: Sequence[Source], names: Mapping[str, str]) -> list[Source]:
+    """The sources with other module paths, in every adapter that has the old one. Raises ConfigError for a name that none has."""
     used: set[str | None] = set()
     changed = []
     for source in sources:
@@ -97,7 +98,7 @@ def _renamed(sources: Sequence[Source], names: Mapping[str, str]) -> list[Source
     return changed
 
 
-def _labelled(sources: Sequence[Source]) -> list[Source]:
+def labelled(sources: Sequence[Source]) -> list[Source]:
     """Labels that are all different: the name; else file and name, or the file where it has one adapter; else numbered."""
     labels = [source.label for source in sources]
     if len(set(labels)) == len(labels):
