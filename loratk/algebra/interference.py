@@ -37,6 +37,7 @@ def compare(
     format: str | None = None,
     options: Mapping[str, Any] | None = None,
     rename: Mapping[str, str] | None = None,
+    intruders: bool = True,
     leading: int = LEADING,
     threshold: float = THRESHOLD,
     seed: int = 0,
@@ -46,16 +47,17 @@ def compare(
     """How two or more adapters, files of any format or states, lie to each other: module by module, in O((d + k) r^2).
 
     names: of the adapters that are wanted, where a file has several. base: the weights they were trained on, for methods whose update
-    depends on them, and to look for intruders among the `leading` singular vectors of each weight, those with no cosine of at least
-    `threshold` (`intruders`); this and those methods take dense matrices, one at a time. format, options, rename: as `load_adapter` has
-    them, for all files. seed: of the entries whose signs are looked at. track: is given module names and a few words, and yields the names:
-    for a progress bar. What cannot be compared is named with the reason. Raises as `load_adapter` does, and ConfigError for fewer than two.
+    depends on them, and to look for `intruders` among the `leading` singular vectors of each weight, those with no cosine of at least
+    `threshold`; this and those methods take decompositions of dense matrices, one at a time. format, options, rename: as `load_adapter`
+    has them, for all files. seed: of the entries whose signs are looked at. track: is given module names and a few words, and yields the
+    names: for a progress bar. What cannot be compared is named with the reason. Raises as `load_adapter` does, and ConfigError for fewer
+    than two.
     """
     registry = registry or default_registry()
     check_leading(leading, threshold)
     with opened_base(base, registry.stores) as opened:
         sources, notes = _sources(adapters, registry, opened, names, format, options, rename)
-        making = _Making(sources, registry, opened, leading, threshold, seed)
+        making = _Making(sources, registry, opened, intruders, leading, threshold, seed)
         for module in track(making.modules, "comparing"):
             making.add(module)
         return making.report(notes)
@@ -69,13 +71,14 @@ def plan(
     format: str | None = None,
     options: Mapping[str, Any] | None = None,
     rename: Mapping[str, str] | None = None,
+    intruders: bool = True,
     registry: Registry | None = None,
 ) -> Plan:
     """What `compare` would compare; the arguments are its own."""
     registry = registry or default_registry()
     with opened_base(base, registry.stores) as opened:
         sources, notes = _sources(adapters, registry, opened, names, format, options, rename)
-        return planned(sources, notes, registry, opened)
+        return planned(sources, notes, registry, opened, intruders)
 
 
 def _sources(
@@ -108,8 +111,11 @@ def _cautions(sources: Sequence[Source]) -> list[str]:
 class _Making:
     """The report while it is made: one module of all adapters at a time, so that no more of them is in memory."""
 
-    def __init__(self, sources: Sequence[Source], registry: Registry, base: Base | None, leading: int, threshold: float, seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[Source], registry: Registry, base: Base | None, intruders: bool, leading: int, threshold: float, seed: int
+    ) -> None:
         self.sources, self.base, self.leading, self.threshold, self.seed = sources, base, leading, threshold, seed
+        self.intruders = intruders and base is not None
         self.updates = [Updates(source.state, registry, base) for source in sources]
         self.modules = list(dict.fromkeys(module for updates in self.updates for module in updates.modules))
         self.layers: list[list[LayerEnergy]] = [[] for _ in sources]
@@ -126,7 +132,7 @@ class _Making:
                     found[number] = updates.of(module, d=self._inputs(module))
                 except LoratkError as error:
                     self.reasons[number][module] = str(error)
-        looked_for = self._intruders(module, found) if self.base is not None else {}
+        looked_for = self._intruders(module, found) if self.intruders else {}
         for number, update in found.items():
             self.layers[number].append(self._layer(number, module, update, looked_for.get(number)))
         signs = self._signs(module, found)

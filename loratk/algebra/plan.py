@@ -45,7 +45,7 @@ class Plan:
     notes: list[str]
 
 
-def planned(sources: Sequence[Source], notes: Sequence[str], registry: Registry, base: Base | None) -> Plan:
+def planned(sources: Sequence[Source], notes: Sequence[str], registry: Registry, base: Base | None, intruders: bool) -> Plan:
     """What comparing these adapters would do, as far as records and names tell."""
     held = [Updates(source.state, registry, base) for source in sources]
     adapters = []
@@ -64,4 +64,4 @@ def planned(sources: Sequence[Source], notes: Sequence[str], registry: Registry,
                 both.append(name)
         alone = ([name for name in a.modules if name not in b] for a, b in ((one, other), (two, mine)))
         pairs.append(PlannedPair(one.label, two.label, both, faulty, *alone))
-    return Plan(adapters, pairs, base is not None, list(notes))
+    return Plan(adapters, pairs, intruders and base is not None, list(notes))

@@ -25,6 +25,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--adapter", "names", metavar="NAME", multiple=True, help="An adapter of the files; may be repeated. Default: all of them.")
 @click.option("--base", type=FILE, help="The weights they were trained on: for methods that need them, and to look for intruders.")
 @click.option("--base-order", type=click.Choice(["input-first", "output-first"]), help="Order of the base's axes. Default: by its store.")
+@click.option("--no-intruders", is_flag=True, help="Do not look for intruders: it takes a dense decomposition of every weight.")
 @click.option("--leading", type=click.IntRange(1), default=10, show_default=True, help="Look at so many singular vectors for intruders.")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
               help="An intruder has no cosine of that much with any singular vector of the base.")  # fmt: skip
@@ -40,6 +41,7 @@ def command(
     files: tuple[Path, ...],
     base: Path | None,
     base_order: str | None,
+    no_intruders: bool,
     leading: int,
     threshold: float,
     seed: int,
@@ -55,8 +57,8 @@ def command(
     energy lies in the other's spaces, and how often they pull an entry in opposite directions. For each: where its energy is, spikes,
     layers that are zero, and with --base its intruders. To tell whether two adapters are the same there is `loratk diff`.
     """
-    if base_order and not base:
-        raise click.UsageError("--base-order is for --base.")
+    if (base_order or no_intruders) and not base:
+        raise click.UsageError(f"{'--base-order' if base_order else '--no-intruders'} is for --base.")
     from ..algebra.interference import compare, plan
     from ..exchange.base import opened_base
 
@@ -71,9 +73,11 @@ def command(
         check(plot)
     with opened_base(base, plugins.stores, base_order) as opened:
         if dry_run:
-            _plan(plan(files, base=opened, **asked), plot, as_json)
+            _plan(plan(files, base=opened, intruders=not no_intruders, **asked), plot, as_json)
             return
-        report = compare(files, base=opened, leading=leading, threshold=threshold, seed=seed, track=track, **asked)
+        report = compare(
+            files, base=opened, intruders=not no_intruders, leading=leading, threshold=threshold, seed=seed, track=track, **asked
+        )  # fmt: skip
     for note in report.notes:
         click.echo(f"- {clean(note)}", err=True)
     if plot is not None:
@@ -100,7 +104,7 @@ def _plan(found: "Plan", plot: Path | None, as_json: bool) -> None:
         click.echo(f"{clean(pair.a)} and {clean(pair.b)}: {_count(pair.modules)} would be compared")
         _alone(pair)
         _reasons((name, "; ".join(faults)) for name, faults in pair.not_compared.items())
-    click.echo(f"Intruders would {'' if found.intruders else 'not '}be looked for{'' if found.intruders else ' (--base)'}.")
+    click.echo(f"Intruders would {'' if found.intruders else 'not '}be looked for.")
     if plot is not None:
         click.echo(f"{plot} would be drawn.")
 

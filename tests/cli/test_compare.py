@@ -92,7 +92,7 @@ def test_a_dry_run_lists_and_does_nothing(run, write, tmp_path):
     assert "one and two: 1 module would be compared" in text
     assert "in one only: layers.1.q, layers.1.v" in text
     assert f"{tmp_path / 'p.png'} would be drawn." in got.stdout
-    assert "Intruders would not be looked for (--base)." in got.stdout
+    assert "Intruders would not be looked for." in got.stdout
     assert not (tmp_path / "p.png").exists()
     found = json.loads(run("compare", *files, "--dry-run", "--json").stdout)
     assert found["pairs"][0]["modules"] == ["layers.0.q"]
@@ -110,6 +110,11 @@ def test_intruders_need_a_base(run, write):
     got = run("compare", *files, "--base", base, "--leading", 2, "--threshold", 1.0)
     assert "1, 2\n" in got.stdout
     assert got.stderr.count("taken input first") == 1
+    got = run("compare", *files, "--base", base, "--no-intruders", "--json")
+    assert json.loads(got.stdout)["adapters"][0]["intruders"] is None
+    assert "Intruders would not be looked for" in run("compare", *files, "--base", base, "--no-intruders", "--dry-run").stdout
+    assert "Intruders would be looked for." in run("compare", *files, "--base", base, "--dry-run").stdout
+    assert run("compare", *files, "--no-intruders").exit_code == 2
     assert run("compare", *files, "--base-order", "input-first").exit_code == 2
     assert run("compare", *files, "--threshold", 0).exit_code == 2
 
