@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..exchange.factors import triangle
+
 
 def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The principal angles between the spans of orthonormal columns, in radians, rising: (d, i), (d, j) -> (min(i, j),).
@@ -17,7 +19,7 @@ def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.zeros(0)
     inner = left.T @ right
     cosines = np.linalg.svd(inner, compute_uv=False)
-    sines = np.linalg.svd(right - left @ inner, compute_uv=False)[::-1]
+    sines = np.linalg.svd(triangle(right - left @ inner), compute_uv=False)[::-1]
     small = cosines**2 >= 0.5
     return np.where(small, np.arcsin(np.clip(sines, 0.0, 1.0)), np.arccos(np.clip(cosines, 0.0, 1.0)))
 
