@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .certificate import Certificate
+    from .conversion import lora_of
     from .extraction import extract
     from .ranks import Rule
     from .resizing import resize
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certificate": "Certificate",
+    "conversion": "lora_of",
     "extraction": "extract",
     "ranks": "Rule",
     "resizing": "resize",
@@ -29,8 +31,8 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "Certificate", "Result", "Rule", "add", "average", "extract", "negate", "orthogonalise", "project", "resize", "scale", "subtract",
-    "truncate",
+    "Certificate", "Result", "Rule", "add", "average", "extract", "lora_of", "negate", "orthogonalise", "project", "resize", "scale",
+    "subtract", "truncate",
 ]  # fmt: skip
 
 
