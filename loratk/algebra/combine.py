@@ -84,16 +84,15 @@ def combine(
         modules: dict[str, Module] = {}
         entries: tuple[dict[str, Entry], dict[str, Entry]] = {}, {}
         for path in track(paths, "combining"):
+            before = len(found)
             held = collected(effects, path, found)
-            if found:  # nothing will be written: only look for what else is wrong
-                continue
-            try:
-                done = fusing.of(path, held, by[path], found)
-            except LoratkError as fault:
-                found.append(f"module {path!r}: {fault}")
-                continue
-            if done is not None:
-                modules[path], entries[0][path], entries[1][path] = done
+            wrong = [] if len(found) > before else fusing.misfits(held, by[path])
+            if not found and not wrong:  # with a fault nothing is written: only others are looked for
+                try:
+                    modules[path], entries[0][path], entries[1][path] = fusing.of(path, held, by[path], wrong)
+                except LoratkError as fault:
+                    wrong.append(str(fault))
+            found += [f"module {path!r}: {fault}" for fault in wrong]
     if found:
         raise ConfigError(faults(f"These adapters cannot be combined by {chosen.name!r} ({choices(one.label for one in effects)}):", found))
     facts = {"options": settled, "layers": dict(layers or {}), **{key: value for key, value in vars(cut).items() if value is not None}}

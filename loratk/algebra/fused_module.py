@@ -29,30 +29,30 @@ class ModuleFusing:
     dense: bool
     exact: Exact
 
-    def of(self, name: str, effects: Maybe, weights: Sequence[float], found: list[str]) -> Fused | None:
-        """A module, its certificate against what the rule exactly gives, and that against the weighted sum of the adapters.
+    def misfits(self, effects: Maybe, weights: Sequence[float]) -> list[str]:
+        """Why a module cannot be made one, a line each: it lies differently, or the rule does not take the weights."""
+        rule = self.fusing.rule
+        wrong = rule.weight_faults(weights, self.fusing.options)
+        return [
+            *misfits([effect for effect in effects if effect is not None]),
+            *(f"the merge rule {rule.name!r}: {line}" for line in wrong),
+        ]
 
-        What does not fit is added to `found`, and None returned. Raises LoratkError for what cannot be written so.
+    def of(self, name: str, effects: Maybe, weights: Sequence[float], found: list[str]) -> Fused:
+        """A module without misfits, its certificate against what the rule exactly gives, and that against the weighted sum of the adapters.
+
+        Numbers that are too large for the dtype are added to `found`. Raises LoratkError for what cannot be written so.
         """
         there = [effect for effect in effects if effect is not None]
-        rule, kinds = self.fusing.rule, {effect.kind for effect in there}
-        wrong = list(misfits(there))
-        wrong += [f"the merge rule {rule.name!r}: {fault}" for fault in rule.weight_faults(weights, self.fusing.options)]
-        if wrong:
-            found += [f"module {name!r}: {fault}" for fault in dict.fromkeys(wrong)]
-            return None
+        kinds = {effect.kind for effect in there}
         deltas = _deltas(effects)
         kind = "full" if kinds == {"full"} else "diff" if kinds & {"full", "diff"} or (self.dense and deltas) else "lora"
         arrays = _arrays(effects, joined=kind != "lora")
         merged = {key: self.fusing.array(held, weights, (name, key)) for key, held in arrays.items()}
         sums = {key: _sum(held, weights) for key, held in arrays.items()}
-        faulty: list[str] = []
         if deltas and kind == "lora":
-            done = self._factors(name, there, deltas, weights, merged, faulty)
-        else:
-            done = self._arrays(name, kind, there, (deltas, weights), merged, sums, faulty)
-        found += [f"module {name!r}: {fault}" for fault in faulty]
-        return done
+            return self._factors(name, there, deltas, weights, merged, found)
+        return self._arrays(name, kind, there, (deltas, weights), merged, sums, found)
 
     def _factors(
         self, name: str, there: Sequence[Effect], deltas: list[list[Delta]], weights: Sequence[float], arrays: Arrays, found: list[str]

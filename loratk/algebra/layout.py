@@ -23,7 +23,10 @@ def misfits(effects: Sequence[Effect]) -> Iterator[str]:
     for key in dict.fromkeys(key for effect in effects for key in effect.arrays):
         lies[f"{key} of the shape"] = [effect.arrays[key].shape for effect in effects if key in effect.arrays]
     for what, values in lies.items():
-        told = list(dict.fromkeys("x".join(map(str, value)) if isinstance(value, list | tuple) else str(value) for value in values))
+        sizes = what != "columns"
+        told = list(
+            dict.fromkeys("x".join(map(str, value)) if sizes and isinstance(value, list | tuple) else str(value) for value in values)
+        )
         if len(told) > 1:
             yield f"{what} {' and '.join(told)}"
 

@@ -16,6 +16,8 @@ from .rounding import Svd, orthonormal
 
 WHOLE = 1024
 """The smaller side of a matrix up to which it is decomposed whole."""
+COUNT = 64
+"""The rank that is tried first where no rule for ranks gives one."""
 POWER = 2
 """Power iterations: a spectrum that falls slowly, as that of a sparse matrix does, needs them."""
 
@@ -63,7 +65,7 @@ def nearest(blocks: Sequence[Block], rule: Rule, generator: Callable[[], np.rand
     if least <= WHOLE:
         return [_whole(block, rule.rank) for block in blocks]
     alone = rule == Rule(rule.rank)
-    count = max(1, rule.rank // parts) if alone and rule.rank else 64
+    count = max(1, rule.rank // parts) if alone and rule.rank else COUNT
     while True:
         size = count + max(16, count // 2)
         if size > least // 2:
