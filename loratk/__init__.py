@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .algebra.combine import combine
+    from .algebra.conversion import lora_of
     from .algebra.extraction import extract
     from .algebra.interference import compare
     from .algebra.resizing import resize
     from .autograd import Tensor, detect_anomaly, no_grad, ops
+    from .convert import merge, unmerge
     from .errors import LoratkError
     from .exchange import AdapterState, diff, list_adapters, load_adapter, read_adapters, save_adapter, write_adapters
     from .hookspecs import hookimpl
     from .kernels import get_backend
     from .kernels.memory import release_memory
     from .kernels.runtime import get_num_threads, num_threads, set_num_threads
-    from .lora import LayerType, LoraAdapter, LoraConfig, LoraLayer, LoraLinear, LoraModel, Method
+    from .lora import LayerType, LoraAdapter, LoraConfig, LoraLayer, LoraLinear, LoraModel, Method, choose_alpha, lora_plus
     from .lora.report import efficiency
     from .nn import Module
     from .plugins import build_registry
@@ -28,17 +30,19 @@ __version__ = "0.1.0"
 
 _HOME = {
     "algebra.combine": "combine",
+    "algebra.conversion": "lora_of",
     "algebra.extraction": "extract",
     "algebra.interference": "compare",
     "algebra.resizing": "resize",
     "autograd": "Tensor detect_anomaly no_grad ops",
+    "convert": "merge unmerge",
     "errors": "LoratkError",
     "exchange": "AdapterState diff list_adapters load_adapter read_adapters save_adapter write_adapters",
     "hookspecs": "hookimpl",
     "kernels": "get_backend",
     "kernels.memory": "release_memory",
     "kernels.runtime": "get_num_threads num_threads set_num_threads",
-    "lora": "LayerType LoraAdapter LoraConfig LoraLayer LoraLinear LoraModel Method",
+    "lora": "LayerType LoraAdapter LoraConfig LoraLayer LoraLinear LoraModel Method choose_alpha lora_plus",
     "lora.report": "efficiency",
     "nn": "Module",
     "plugins": "build_registry",
@@ -48,9 +52,9 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names.spli
 
 __all__ = [
     "AdapterState", "LayerType", "LoraAdapter", "LoraConfig", "LoraLayer", "LoraLinear", "LoraModel", "LoratkError", "Method", "Module",
-    "Tensor", "Trainer", "__version__", "build_registry", "combine", "compare", "detect_anomaly", "diff", "efficiency", "extract",
-    "get_backend", "get_num_threads", "hookimpl", "list_adapters", "load_adapter", "no_grad", "num_threads", "ops", "read_adapters",
-    "release_memory", "resize", "save_adapter", "set_num_threads", "write_adapters",
+    "Tensor", "Trainer", "__version__", "build_registry", "choose_alpha", "combine", "compare", "detect_anomaly", "diff", "efficiency",
+    "extract", "get_backend", "get_num_threads", "hookimpl", "list_adapters", "load_adapter", "lora_of", "lora_plus", "merge", "no_grad",
+    "num_threads", "ops", "read_adapters", "release_memory", "resize", "save_adapter", "set_num_threads", "unmerge", "write_adapters",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import click
 from .. import __version__
 from ..errors import LoratkError
 
-COMMANDS = ("demo", "export", "combine", "resize", "extract", "inspect", "compare", "diff", "verify", "plugins", "info")
+COMMANDS = ("demo", "export", "merge", "unmerge", "combine", "resize", "extract", "inspect", "compare", "diff", "verify", "plugins", "info")
 
 
 class Commands(click.Group):

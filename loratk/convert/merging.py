@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import numpy as np
 from ..errors import ConfigError, FormatError, UnknownNameError, choices
 from ..exchange import AdapterState
 from ..exchange.bake import dora_update
-from ..exchange.base import input_first
+from ..exchange.base import EMBEDDINGS, input_first
 from ..exchange.factors import dense_update
+from ..exchange.joining import joined
 from ..exchange.others import KNOWN, Other
 from ..exchange.plain import input_first as to_input_first
 from ..exchange.plain import is_shared, shared_of
@@ -23,11 +24,12 @@ from ..io.lazy import info
 from ..kernels import get_backend
 from ..plugins import Registry
 from . import experts
+from .products import Product
 
 Arrays = dict[str, np.ndarray]
 Record = Mapping[str, Any]
 BLOCK = 1 << 20
-Change = Callable[[np.ndarray, np.ndarray], object]
+Adding = Callable[[np.ndarray, np.ndarray], object]
 """Given the sum so far, which it changes, and the base's own array."""
 Part = Callable[[np.ndarray], np.ndarray]
 """A view of an array, input first: all of a weight, some columns of it, or one expert."""
@@ -35,7 +37,15 @@ Delta = Callable[[np.ndarray, Arrays], np.ndarray]
 """Given a weight (d, k) and the parameters in float64, the update (d, k)."""
 
 
-def merge(
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Something that is added to an array, and its factors where it is a plain product for the array or some outputs of it."""
+
+    add: Adding
+    product: Product | None = None
+
+
+def merged_arrays(
     base: Mapping[str, np.ndarray],
     states: Sequence[AdapterState],
     registry: Registry,
@@ -61,15 +71,16 @@ class Merging:
         self.base, self.registry, self.order, self._conv1d = base, registry, order, conv1d
         self._changes: dict[str, list[Change]] = {}
         self._replaced: set[str] = set()
+        self._weight = 1.0  # of the adapter that is planned
 
     @property
     def changed(self) -> list[str]:
         """The names of the arrays that change."""
         return list(self._changes)
 
-    def plan(self, states: Sequence[AdapterState], found: list[str]) -> None:
-        """Add what adapters change; what does not fit is added to `found`."""
-        for state in states:
+    def plan(self, states: Sequence[AdapterState], found: list[str], weights: Sequence[float] | None = None) -> None:
+        """Add what adapters change, each times its weight; what does not fit is added to `found`."""
+        for state, self._weight in zip(states, weights or [1.0] * len(states), strict=True):
             shared = shared_of(state)
             for module, held in state.parameters().items():
                 if is_shared(state.modules[module], held):
@@ -80,20 +91,31 @@ class Merging:
                     found.append(f"adapter {state.name!r}, module {module!r}: {error}")
         found += [f"{name!r} is replaced, and changed besides" for name in sorted(self._replaced) if len(self._changes[name]) > 1]
 
-    def array(self, name: str, dtype: str, found: list[str]) -> np.ndarray:
-        """An array as it becomes, summed in float64 and rounded once (bfloat16 as float32); what is not finite then is added to `found`."""
-        own = self.base[name]
+    def products(self, name: str) -> list[Product]:
+        """The changes of an array as products of one order of axes; none where one of them is something else."""
+        products = [change.product for change in self._changes[name] if change.product is not None]
+        same = len(products) == len(self._changes[name]) and len({product.turned for product in products}) == 1
+        return products if same else []
+
+    def total(self, name: str, own: np.ndarray) -> np.ndarray:
+        """An array with its changes, in float64; `own` is the array as it is."""
         total = np.array(own, np.float64, order="C")
         with np.errstate(over="ignore", invalid="ignore"):
             for change in self._changes[name]:
-                change(total, own)
-            if np.isfinite(total).all():
-                return cast_array(name, total, dtype, found)
+                change.add(total, own)
+        return total
+
+    def array(self, name: str, dtype: str, found: list[str]) -> np.ndarray:
+        """An array as it becomes, summed in float64 and rounded once (bfloat16 as float32); what is not finite then is added to `found`."""
+        total = self.total(name, self.base[name])
+        if np.isfinite(total).all():
+            return cast_array(name, total, dtype, found)
         found.append(f"{name!r} is not finite after merging; check the adapter")
-        return total.astype("float32" if dtype == "bfloat16" else dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return total.astype("float32" if dtype == "bfloat16" else dtype)
 
     def _add(self, module: str, record: Record, held: Arrays, shared: Arrays) -> None:
-        held = dict(held)
+        record, held = joined(record, held)
         if "experts" in record:
             self._experts(module, record, held, shared)
             return
@@ -131,7 +153,8 @@ class Merging:
         name = self._name(module, "bias")
         if (shape := info(self.base, name)[0]) != change.shape:
             raise FormatError(f"its bias has shape {change.shape}, {name!r} {shape}")
-        self._changes.setdefault(name, []).append(lambda total, own: np.add(total, change.astype(np.float64) * scale, out=total))
+        scale *= self._weight
+        self._put(name, lambda total, own: np.add(total, change.astype(np.float64) * scale, out=total))
 
     def _update(self, module: str, record: Record, held: Arrays, shared: Arrays) -> None:
         owner, columns = module, slice(None)
@@ -141,9 +164,16 @@ class Merging:
         def part(array: np.ndarray) -> np.ndarray:
             return self._oriented(array, owner, record)[..., columns]
 
-        self._change(owner, self._name(owner, "weight"), part, record, held, shared)
+        name = self._name(owner, "weight")
+        product = None
+        if _is_product(record) and held.keys() == {"lora_A", "lora_B"} and len(info(self.base, name)[0]) > 1:
+            scale = float(record["scaling"]) * self._weight
+            product = Product(held["lora_A"], held["lora_B"], scale, columns, self._turned(owner, record, info(self.base, name)[0]))
+        self._change(owner, name, part, record, held, shared, product)
 
-    def _change(self, owner: str, name: str, part: Part, record: Record, held: Arrays, shared: Arrays) -> None:
+    def _change(
+        self, owner: str, name: str, part: Part, record: Record, held: Arrays, shared: Arrays, product: Product | None = None
+    ) -> None:
         """Plan what is added to a part of an array."""
         shape = part(np.broadcast_to(np.float32(0), info(self.base, name)[0])).shape
         acts_as = math.prod(shape[:-1]), shape[-1]
@@ -154,17 +184,23 @@ class Merging:
         else:
             delta = _delta(acts_as, record, held, self.registry)
 
+        times = self._weight
+
         def change(total: np.ndarray, own: np.ndarray) -> None:
             into = part(total)
             tensors = {key: tensor.astype(np.float64) for key, tensor in held.items()}
-            if record["method"] == "lora" and into.ndim == 2 and record.get("groups", 1) == 1:
-                _add_product(into, tensors["lora_A"], tensors["lora_B"] * float(record["scaling"]))
+            if _is_product(record) and into.ndim == 2:
+                _add_product(into, tensors["lora_A"], tensors["lora_B"] * (float(record["scaling"]) * times))
                 return
             block = part(own)
             weight = np.ascontiguousarray(block, np.float64).reshape(acts_as)
-            into += delta(weight, tensors).reshape(block.shape)
+            update = delta(weight, tensors).reshape(block.shape)
+            into += update if times == 1 else times * update
 
-        self._changes.setdefault(name, []).append(change)
+        self._put(name, change, product)
+
+    def _put(self, name: str, add: Adding, product: Product | None = None) -> None:
+        self._changes.setdefault(name, []).append(Change(add, product))
 
     def _other(self, module: str, record: Record, held: Arrays, shared: Arrays, shape: tuple[int, ...]) -> Delta:
         """What gives the update of a method that is none of loratk's own; what it changes in the bias is planned."""
@@ -173,11 +209,13 @@ class Merging:
         other = Other(whole, held, window, shared)
         other.check()
         if other.on_bias and self._has(module, "bias"):
+            times = self._weight
 
             def change(total: np.ndarray, own: np.ndarray) -> None:
-                total += 0.0 if (more := replace(other, base_bias=lambda: own.astype(np.float64)).bias()) is None else more
+                more = replace(other, base_bias=lambda: own.astype(np.float64)).bias()
+                total += 0.0 if more is None else times * more
 
-            self._changes.setdefault(self._name(module, "bias"), []).append(change)
+            self._put(self._name(module, "bias"), change)
 
         def delta(weight: np.ndarray, tensors: Arrays) -> np.ndarray:
             return to_input_first(replace(other, base_weight=lambda: to_output_first(weight, window)).delta(), window)
@@ -185,20 +223,26 @@ class Merging:
         return delta
 
     def _whole(self, module: str, method: str, key: str, tensor: np.ndarray) -> None:
-        """A parameter that replaces the base's, or is added to it; it comes in torch's order."""
+        """A parameter that replaces the base's, or is added to it; it comes in torch's order. Of a weight other than 1 it goes that far."""
         name = self._name(module, key)
         tensor = tensor if self.order == "output-first" else input_first(tensor, module)
         if tensor.shape != (shape := info(self.base, name)[0]):
             raise FormatError(f"its {key} has shape {tensor.shape}, {name!r} {shape}")
+        times = self._weight
         if method == "diff":
-            self._changes.setdefault(name, []).append(lambda total, own: np.add(total, tensor, out=total))
+            self._put(name, lambda total, own: np.add(total, tensor if times == 1 else times * tensor.astype(np.float64), out=total))
         else:
-            self._changes.setdefault(name, []).append(lambda total, own: np.copyto(total, tensor))
+            self._put(name, lambda total, own: np.copyto(total, tensor if times == 1 else total + times * (tensor - total)))
             self._replaced.add(name)
 
     def _oriented(self, array: np.ndarray, module: str, record: Record) -> np.ndarray:
-        table = record.get("layer_type") == "embedding"
-        return array if self.order == "input-first" or table or module in self._conv1d else input_first(array, module)
+        return input_first(array, module) if self._turned(module, record, array.shape) else array
+
+    def _turned(self, module: str, record: Record, shape: Sequence[int]) -> bool:
+        """Whether a weight lies output first."""
+        if self.order == "input-first" or record.get("layer_type") == "embedding" or module in self._conv1d or len(shape) < 2:
+            return False
+        return len(shape) > 2 or module.rpartition(".")[2] not in EMBEDDINGS
 
     def _has(self, module: str, kind: str) -> bool:
         return f"{module}.{kind}" in self.base or (module == "root" and kind in self.base)
@@ -217,6 +261,10 @@ class Merging:
         shape, dtype = info(self.base, name)
         if dtype.kind != "f" or not shape:
             raise FormatError(f"{name!r} must be an array of floating-point numbers, found {dtype} {shape}")
+
+
+def _is_product(record: Record) -> bool:
+    return record["method"] == "lora" and record.get("groups", 1) == 1
 
 
 def _add_product(into: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:

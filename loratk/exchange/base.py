@@ -116,6 +116,15 @@ class Checkpoint:
         """The arrays that are stored as bfloat16, and read as float32."""
         return frozenset(name for reader in self._readers.values() for name in getattr(reader, "bfloat16", ()))
 
+    def files(self) -> dict[Path, tuple[list[str], dict[str, str]]]:
+        """The names of the arrays in each of its files, and the file's strings."""
+        return {path: (reader.names(), dict(reader.strings)) for path, reader in self._readers.items()}
+
+    def place(self, name: str) -> tuple[int, int, int] | None:
+        """Where the bytes of an array lie as they are: descriptor of an open file, first place, end. None where the store cannot tell."""
+        reader = self._readers[self._where[name]]
+        return reader.place(name) if hasattr(reader, "place") else None
+
     def close(self) -> None:
         """Close the files."""
         self._stack.close()

@@ -39,6 +39,11 @@ def find_store(path: str | Path, stores: Mapping[str, Store], name: str | None =
     return _by_suffix(path, stores) if for_writing else _by_content(path, stores)
 
 
+def has_suffix(path: Path, stores: Mapping[str, Store]) -> bool:
+    """Whether a path ends as the files of some store do."""
+    return bool(_matches(path, stores))
+
+
 def _matches(path: Path, stores: Mapping[str, Store]) -> list[str]:
     lengths = {
         key: max((len(suffix) for suffix in store.suffixes if path.name.lower().endswith(suffix.lower())), default=0)

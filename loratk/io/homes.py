@@ -40,17 +40,17 @@ def new_home(place: Path, keep: Callable[[Path], bool]) -> Iterator[Path]:
         except FileExistsError:  # of a process of this number that was killed, or that runs in another container
             continue
         with suppress(FileNotFoundError, BlockingIOError):  # another writer took it for a leaving before it was locked
-            handle = _lock(home)
+            handle = lock_folder(home)
             if home.is_dir():
                 break
-            _unlock(handle)
+            unlock_folder(handle)
     try:
         yield home
     finally:
         with suppress(OSError):
             if not keep(home):
                 shutil.rmtree(home, ignore_errors=True)
-        _unlock(handle)
+        unlock_folder(handle)
 
 
 def remove_homes(place: Path) -> None:
@@ -59,11 +59,11 @@ def remove_homes(place: Path) -> None:
     for entry in place.parent.iterdir():
         if entry.name.startswith(start) and entry.name.endswith(SUFFIX) and entry.is_dir() and not entry.is_symlink():
             with suppress(OSError):  # also where a living writer has locked it
-                handle = _lock(entry)
+                handle = lock_folder(entry)
                 here = handle is not None and entry.name.startswith(start + machine)
                 if here or time.time() - entry.stat().st_mtime > DAY:
                     shutil.rmtree(entry, ignore_errors=True)
-                _unlock(handle)
+                unlock_folder(handle)
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            handle = _lock(folder)
+            handle = lock_folder(folder)
             break
         except BlockingIOError as error:
             if time.monotonic() > end:
@@ -84,10 +84,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _unlock(handle)
+        unlock_folder(handle)
 
 
-def _lock(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """A handle that locks a folder until it is unlocked or the process ends; None where there are no such locks.
 
     Raises BlockingIOError if another process, or another part of this one, has locked it.
@@ -105,8 +105,8 @@ def _lock(folder: Path) -> int | None:
     return handle
 
 
-def _unlock(handle: int | None) -> None:
-    """Undo `_lock`, also for children that have the handle since a fork."""
+def unlock_folder(handle: int | None) -> None:
+    """Undo `lock_folder`, also for children that have the handle since a fork."""
     if handle is not None:
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)

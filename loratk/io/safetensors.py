@@ -87,6 +87,12 @@ class SafetensorsReader:
                 raise StoreError(f"cannot map '{self._path}': {error.strerror or error}") from error
         return np.frombuffer(self._map, dtype, math.prod(entry.shape), begin).reshape(entry.shape)
 
+    def place(self, name: str) -> tuple[int, int, int]:
+        """Where the bytes of a tensor lie: the descriptor of the open file, their first place in it, and the one after their last."""
+        self._check_open()
+        entry = self._entry(name)
+        return self._file.fileno(), self._start + entry.begin, self._start + entry.end
+
     def close(self) -> None:
         """Let go of the map, which lives on in views."""
         self._map = None
@@ -229,6 +235,10 @@ class _StoreReader:
     def view(self, name: str) -> np.ndarray:
         """One array, read-only and where possible not copied, as `SafetensorsReader.view`."""
         return self._reader.view(name)
+
+    def place(self, name: str) -> tuple[int, int, int]:
+        """Where the bytes of an array lie, as `SafetensorsReader.place`."""
+        return self._reader.place(name)
 
     def verify(self) -> None:
         """Nothing: the header was checked on opening, and the format has no checksums."""

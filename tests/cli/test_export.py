@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from loratk.convert import export_adapters, export_merged, merge
+from loratk.convert import export_adapters, export_merged, merged_arrays
+from loratk.convert.ledger import LEDGER
 from loratk.errors import ConfigError
 from loratk.exchange import AdapterState, read_adapters, write_adapters
 from loratk.exchange.transform import round_bfloat16
@@ -110,7 +111,8 @@ def test_merged_weights_are_those_of_the_model(run, files, tmp_path, names):
         assert array.dtype == want[name].dtype
         np.testing.assert_allclose(array, want[name], rtol=2e-6, atol=2e-6)
     assert not np.allclose(want["2.weight"], files.model.base_state()["2.weight"])
-    assert contents.strings == {"note": "kept"}
+    assert contents.strings.keys() == {"note", LEDGER}
+    assert contents.strings["note"] == "kept"
 
 
 def test_arrays_that_no_adapter_changes_are_copied(run, files, tmp_path):
@@ -192,7 +194,7 @@ def test_a_weight_with_more_axes_acts_as_a_matrix(order):
     record = {"method": "lora", "rank": 2, "alpha": 4.0, "scaling": 2.0, "shape": [18, 5]}
     state = AdapterState("mine", {}, {"conv.lora_A": a, "conv.lora_B": b}, {"conv": record})
     found = []
-    got = merge({"conv.weight": np.asarray(weight, order=order)}, [state], default_registry(), found, None)
+    got = merged_arrays({"conv.weight": np.asarray(weight, order=order)}, [state], default_registry(), found, None)
     assert found == []
     np.testing.assert_allclose(got["conv.weight"], weight + (2 * a @ b).reshape(weight.shape), rtol=1e-12)
 
@@ -219,7 +221,7 @@ def test_a_base_in_bfloat16_stays_that_in_safetensors_alone(run, tmp_path):
         assert [reader.dtype(name) for name in ("0.weight", "other", "third")] == ["BF16", "BF16", "F32"]
         assert np.array_equal(reader.array("0.weight"), round_bfloat16(want))
         assert np.array_equal(reader.array("other"), base["other"])
-        assert reader.metadata == {"format": "pt"}
+        assert reader.metadata.keys() == {"format", LEDGER}
     with open_safetensors(tmp_path / "m.f32.safetensors") as reader:
         assert {reader.dtype(name) for name in reader.names()} == {"F32"}
         assert np.array_equal(reader.array("0.weight"), want.astype(np.float32))
@@ -277,9 +279,9 @@ def test_an_array_that_is_replaced_and_changed_is_refused():
     changed = AdapterState("mine", {}, dict(FACTORS), {"0": RECORD})
     for states in ([replaced, changed], [changed, replaced], [replaced, replaced]):
         found = []
-        merge(base, states, default_registry(), found, None)
+        merged_arrays(base, states, default_registry(), found, None)
         assert found == ["'0.weight' is replaced, and changed besides"]
-    got = merge(base, [replaced], default_registry(), found := [], None)
+    got = merged_arrays(base, [replaced], default_registry(), found := [], None)
     assert found == []
     assert np.array_equal(got["0.weight"], np.zeros((3, 2)))
 
@@ -287,17 +289,17 @@ def test_an_array_that_is_replaced_and_changed_is_refused():
 def test_changes_of_whole_modules_come_in_the_order_of_torch():
     base = {"0.weight": np.arange(6.0).reshape(2, 3)}
     state = AdapterState("mine", {}, {"0.weight": np.ones((2, 3))}, {"0": {"method": "diff", "orientation": "torch"}})
-    got = merge(base, [state], default_registry(), found := [], None, "output-first")
+    got = merged_arrays(base, [state], default_registry(), found := [], None, "output-first")
     assert found == []
     assert np.array_equal(got["0.weight"], base["0.weight"] + 1)
-    merge({"0.weight": np.ones((3, 3))}, [state], default_registry(), found, None)
+    merged_arrays({"0.weight": np.ones((3, 3))}, [state], default_registry(), found, None)
     assert found == ["adapter 'mine', module '0': its weight has shape (3, 2), '0.weight' (3, 3)"]
 
 
 def test_lora_bias_is_scaled_and_bias_is_not():
     base = {"0.weight": np.ones((3, 2)), "0.bias": np.ones(2)}
     tensors = FACTORS | {"0.bias": np.array([1.0, 2.0]), "0.lora_bias": np.array([10.0, 20.0])}
-    got = merge(base, [AdapterState("mine", {}, tensors, {"0": RECORD | {"scaling": 0.5}})], default_registry(), found := [], None)
+    got = merged_arrays(base, [AdapterState("mine", {}, tensors, {"0": RECORD | {"scaling": 0.5}})], default_registry(), found := [], None)
     assert found == []
     assert np.array_equal(got["0.bias"], [7, 13])
     assert np.array_equal(got["0.weight"], np.full((3, 2), 1.5))
@@ -308,7 +310,7 @@ def test_blocks_of_rows_are_added_where_they_belong(monkeypatch):
     rng = np.random.default_rng(0)
     base, a, b = (rng.standard_normal(shape) for shape in ((7, 4), (7, 2), (2, 4)))
     state = AdapterState("mine", {}, {"0.lora_A": a, "0.lora_B": b}, {"0": RECORD | {"rank": 2}})
-    got = merge({"0.weight": base}, [state], default_registry(), found := [], None)
+    got = merged_arrays({"0.weight": base}, [state], default_registry(), found := [], None)
     assert found == []
     np.testing.assert_allclose(got["0.weight"], base + a @ b, rtol=1e-12)
 
@@ -471,7 +473,7 @@ def layer_examples():
 def test_merge_says_what_does_not_fit(record, tensors, want):
     base = {"0.weight": np.ones((3, 2), np.float32), "0.bias": np.ones(2, np.float32)}
     found = []
-    merge(base, [AdapterState("mine", {}, tensors, {"0": record})], default_registry(), found, None)
+    merged_arrays(base, [AdapterState("mine", {}, tensors, {"0": record})], default_registry(), found, None)
     assert len(found) == 1
     assert want in found[0]
 
