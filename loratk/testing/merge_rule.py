@@ -1,6 +1,7 @@
 """The contract of a merge rule: options that are checked, nothing changed, and a result that the deltas alone decide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,17 @@ def _check_options(rule: MergeRule, options: dict[str, Any]) -> dict[str, Any]:
     raise AssertionError("settled() must refuse an option that the rule does not have.")
 
 
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """While it runs, writing into an array that is given is an AssertionError."""
+    try:
+        yield
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise AssertionError("merge() must not change what it is given; copy it first.") from error
+
+
 class _Case:
     """Three adapters on one weight, by factors and dense, and the same numbers drawn for each entry."""
 
@@ -79,7 +91,8 @@ class _Case:
         for pair in pairs:
             for factor in pair:
                 factor.setflags(write=False)
-        a, b = rule.merge(pairs, self.weights, self.options)
+        with _unchanged():
+            a, b = rule.merge(pairs, self.weights, self.options)
         assert (len(a), b.shape[1], a.shape[1]) == (self.d, self.k, len(b)), (
             f"merge() must give factors ({self.d}, r) and (r, {self.k}), found {a.shape} and {b.shape}."
         )
@@ -110,7 +123,8 @@ class _Case:
                 Columns(delta[:, start : start + width], start, known, lambda numbers=numbers, s=start: numbers[:, s : s + width])  # type: ignore[misc]
                 for delta, known, numbers in zip(deltas, prepared, self.numbers, strict=True)
             ]
-            blocks.append(rule.merge(columns, self.weights, self.options))
+            with _unchanged():
+                blocks.append(rule.merge(columns, self.weights, self.options))
             want = columns[0].values.shape
             assert blocks[-1].shape == want, f"merge() must give columns of the shape {want}, found {blocks[-1].shape}."
         return np.hstack(blocks)

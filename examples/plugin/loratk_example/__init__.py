@@ -1,8 +1,9 @@
-"""What this plugin adds to loratk: one layer type, one method, one store, one format."""
+"""What this plugin adds to loratk: one layer type, one method, one store, one format, one merge rule."""
 
 from typing import Any
 
 from loratk import LayerType, Method, hookimpl
+from loratk.algebra.rules import MergeRule
 from loratk.exchange import AdapterFormat
 from loratk.io import Store
 
@@ -10,8 +11,9 @@ from .conv1d import Conv1d, Conv1dType
 from .jsonl import JsonLinesStore
 from .listing import ListingFormat
 from .loha import LoHa
+from .median import Median
 
-__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "ListingFormat", "LoHa"]
+__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "ListingFormat", "LoHa", "Median"]
 
 
 @hookimpl
@@ -36,3 +38,9 @@ def register_stores() -> list[Store]:
 def register_formats() -> list[AdapterFormat]:
     """The listing."""
     return [ListingFormat()]
+
+
+@hookimpl
+def register_merge_rules() -> list[MergeRule]:
+    """The median."""
+    return [Median()]

@@ -1,12 +1,12 @@
 """The contract of each kind ships with loratk; what is left to test is what is this plugin's own."""
 
 import numpy as np
-from loratk_example import Conv1d, Conv1dType, JsonLinesStore, ListingFormat, LoHa
+from loratk_example import Conv1d, Conv1dType, JsonLinesStore, ListingFormat, LoHa, Median
 
-from loratk import LoraConfig, LoraModel, ops
+from loratk import AdapterState, LoraConfig, LoraModel, combine, ops
 from loratk.nn import Adam
 from loratk.plugins import default_registry
-from loratk.testing import check_format, check_layer_type, check_method, check_store
+from loratk.testing import check_format, check_layer_type, check_merge_rule, check_method, check_store
 
 
 def test_layer_type():
@@ -43,6 +43,19 @@ def test_store(tmp_path):
 
 def test_format(tmp_path):
     check_format(ListingFormat(), tmp_path)
+
+
+def test_merge_rule():
+    check_merge_rule(Median())
+
+
+def test_an_adapter_that_is_far_off_does_not_count():
+    record = {"method": "lora", "layer_type": "linear", "shape": [6, 4], "rank": 2, "alpha": 2.0, "scaling": 1.0}
+    rng = np.random.default_rng(0)
+    held = {"fc.lora_A": rng.standard_normal((6, 2)), "fc.lora_B": rng.standard_normal((2, 4))}
+    states = [AdapterState(name, {}, held, {"fc": record}) for name in ("one", "two", "far off")]
+    merged = combine(states, [1.0, 1.0, 1000.0], rule="median").state
+    np.testing.assert_allclose(merged.tensors["fc.lora_A"] @ merged.tensors["fc.lora_B"], held["fc.lora_A"] @ held["fc.lora_B"])
 
 
 def test_all_three_together(tmp_path):
