@@ -102,6 +102,20 @@ EXAMPLES = {
         ((real(4, 3, 2),), {"index": index})
         for index in [0, -1, slice(1, 3), (slice(None, None, 2), 1), (..., None, 0), (slice(None), slice(2, None, -1)), slice(4, None)]
     ],
+    "grouped_lora": [
+        (
+            (
+                *(real(5, 6), real(5, 4), np.array([1, 0, -1, 1, 2]), None, None),
+                *(real(4, 2), real(2, 6), None, None, real(4, 3), real(3, 6), positive(6), real(6), None, None, real(6), None),
+            ),
+            {"scalings": (0.5, 2.0, 1.0)},
+        ),
+        (
+            (*(real(3, 2), real(3, 3), np.array([0, 0, -1]), mask(3, 3) / 0.6, real(2)), *(real(3, 1), real(1, 2), None, real(2))),
+            {"scalings": (1.5,)},
+            [0, 1, 4, 5, 6, 8],
+        ),
+    ],
     "im2col": _windows,
     "layer_norm": [((x, real(x.shape[-1]), real(x.shape[-1])), {"eps": 1e-2}) for x in (real(3, 5), real(2, 3, 4), real(4), real(0, 3))],
     "linear": [
