@@ -63,6 +63,30 @@ def test_how_many_are_looked_at_and_which_count():
         Pretrained(w * np.nan)
 
 
+@pytest.mark.parametrize("shape", [(30, 40), (40, 30), (25, 25)])
+@pytest.mark.parametrize("rank", [3, 12, 25])
+def test_weights_without_full_rank(shape, rank):
+    """Squares of singular values below 1e-8 of the largest are rounding, so these cases need the decomposition itself."""
+    rng = np.random.default_rng(rank)
+    u, v = (np.linalg.qr(rng.standard_normal((size, rank)))[0] for size in shape)
+    for values in (np.arange(rank, 0.0, -1), np.geomspace(1, 1e-9, rank)):
+        w = (u * values) @ v.T + 1e-9 * rng.standard_normal(shape)
+        delta = svd((rng.standard_normal((shape[0], 2)) * 0.3, rng.standard_normal((2, shape[1])) * 0.3))
+        found = Pretrained(w).intruders(delta, leading=rank)
+        want, cosines = oracle(w, (delta.u * delta.s) @ delta.v, rank)
+        np.testing.assert_allclose(found.cosines, cosines, atol=1e-5)
+        assert found.positions == want
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_weights_of_any_size(factor):
+    w, v = weight()
+    delta = update(200.0, v.sum(axis=0))
+    scaled = update(200.0 * factor, v.sum(axis=0))
+    assert Pretrained(w * factor).intruders(scaled).positions == Pretrained(w).intruders(delta).positions == [1]
+    assert Pretrained(np.zeros((4, 3))).intruders(svd((np.ones((4, 1)), np.ones((1, 3))))).count >= 0
+
+
 class Weights:
     """A base in memory."""
 
