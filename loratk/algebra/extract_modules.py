@@ -41,7 +41,7 @@ class Extractor:
     def _factors(self, path: str, planned: Planned) -> tuple[Module, Entry] | None:
         if more := [name for parameter, name in planned.arrays.items() if parameter not in ("weight", "bias", "") and self._changed(name)]:
             raise ConfigError(f"{more[0]!r} changed beside its weight, which factors have no place for; keep the module whole (--full)")
-        deltas, record = self._stack(path, planned) if planned.kind == "experts" else self._weight(path)
+        deltas, record = self._stack(path, planned) if planned.kind == "experts" else self._weight(path, planned.table)
         bias = self._bias(planned.arrays["bias"]) if "bias" in planned.arrays else {}
         dtypes, found = dict.fromkeys(("lora_A", "lora_B"), self.dtype) | {"bias": "float32"}, list[str]()
         if not any(delta.any() for delta in deltas):
@@ -63,13 +63,14 @@ class Extractor:
         norm = float(np.hypot.reduce([frobenius(delta) for delta in deltas]))
         return made, Entry(made[0]["rank"], apart / norm, (norm_of(stored) / norm) ** 2, norm)
 
-    def _weight(self, path: str) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def _weight(self, path: str, table: bool) -> tuple[list[np.ndarray], dict[str, Any]]:
         """The difference of a weight as it acts, (d, k), and the record of its layer."""
         old, new = self.base.weight(path), self.tuned.weight(path)
         if old.shape != new.shape:
             raise ConfigError(f"its weight acts as {old.shape} in the base and {new.shape} in the tuned checkpoint; give the order of both")
         window = window_of(self.base.shape(path), old.shape[1], self.base.order) if len(self.base.shape(path)) > 2 else ()
-        table = not window and path.rpartition(".")[2] in EMBEDDINGS
+        if table and old.shape != self.base.shape(path):  # its name does not say that it is one
+            old, new = old.T, new.T
         kind = f"conv{len(window)}d" if window else "embedding" if table else "linear"
         record = {"method": "lora", "layer_type": kind, "shape": list(old.shape), **({"kernel": list(window)} if window else {})}
         return [_difference(old, new)], record

@@ -23,6 +23,7 @@ class Planned:
     kind: str = "whole"
     rule: Rule = field(default_factory=Rule)
     new: bool = False  # in the tuned checkpoint only
+    table: bool = False  # a look-up table, input first in every framework
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class Wanted:
     full: Sequence[str] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
     embeddings: str = "full"
+    tables: Sequence[str] = ()
 
 
 def plan(base: Checkpoint, tuned: Checkpoint, wanted: Wanted, default: Rule) -> tuple[dict[str, Planned], list[str]]:
     """How each module is kept, and notes on what is left out by include and exclude.
 
-    Weights are factors, but of embeddings (unless `embeddings` is "lora") and what `full` matches; arrays of three axes that are no
-    `weight` are stacks of experts; all else is whole. Raises ConfigError that lists what is in one checkpoint only, shapes that differ,
-    patterns without effect, and names that no module has.
+    Weights are factors, but of embeddings, which usual names or `tables` tell (unless `embeddings` is "lora"), and what `full` matches;
+    arrays of three axes that are no `weight` are stacks of experts; all else is whole. Raises ConfigError that lists what is in one
+    checkpoint only, shapes that differ, patterns without effect, and names that no module has.
     """
     old, new = base.arrays(), tuned.arrays()
     found = [fault for pattern in _patterns(wanted) for fault in pattern_faults("patterns", pattern)]
@@ -65,8 +67,8 @@ def plan(base: Checkpoint, tuned: Checkpoint, wanted: Wanted, default: Rule) -> 
         entry.new |= name not in old
         shape, dtype = new.info(name)
         if dtype.kind == "f" and len(shape) > 1 and parameter in ("weight", "") and not whole:
-            table = len(shape) == 2 and module.rpartition(".")[2] in EMBEDDINGS
-            entry.kind = "experts" if not parameter else "whole" if table and wanted.embeddings == "full" else "factors"
+            entry.table = len(shape) == 2 and (module.rpartition(".")[2] in EMBEDDINGS or _any(wanted.tables, module))
+            entry.kind = "experts" if not parameter else "whole" if entry.table and wanted.embeddings == "full" else "factors"
     found += (
         [f"{pattern!r} decides about no module that is kept as factors" for pattern in _idle(wanted.rules, planned)] if not found else []
     )
@@ -100,7 +102,7 @@ def _fault(name: str, parameter: str, old: LazyArrays, new: LazyArrays, whole: b
 
 
 def _patterns(wanted: Wanted) -> list[str]:
-    return [*wanted.include, *wanted.exclude, *wanted.full, *wanted.rules]
+    return [*wanted.include, *wanted.exclude, *wanted.full, *wanted.tables, *wanted.rules]
 
 
 def _any(patterns: Sequence[str], module: str) -> bool:

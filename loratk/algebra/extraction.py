@@ -54,6 +54,7 @@ def extract(
     exclude: Sequence[str] = (),
     full: Sequence[str] = (),
     embeddings: str = "full",
+    tables: Sequence[str] = (),
     whole: str = "full",
     dtype: str = "float32",
     seed: int = 0,
@@ -69,13 +70,13 @@ def extract(
     """The adapter that leads from a base to a tuned checkpoint of the same model, and write it if a destination is given.
 
     Both are files of arrays, or folders of them, read one tensor at a time. Each weight that changed becomes the factors nearest to its
-    difference, of the rank that the rule needs (`ranks.Rule`; `patterns` have rules of their own), from its singular values, all of them
-    or the leading ones of a random sketch drawn by `seed`; the error of each is measured on what is stored. Norms, embeddings (unless
-    `embeddings` is "lora") and what `full` matches are kept whole, as they are in the tuned checkpoint, or with `whole` "diff" as
-    differences; a changed bias is kept as its change. `include` and `exclude` choose modules by their paths, as patterns of targets.
-    `dtype` is that of factors; whole modules keep theirs. `order` is that of the checkpoints' axes, as in `Checkpoint`. The destination
-    is written as by `resize`. Raises ConfigError that lists what is in one checkpoint only, shapes that differ, and patterns without
-    effect.
+    difference, of the rank that the rule needs (`ranks.Rule`; `patterns` have rules of their own), from its singular values, all of them or
+    the leading ones of a random sketch drawn by `seed`; the error of each is measured on what is stored. Norms, embeddings (those of usual
+    names and what `tables` matches, unless `embeddings` is "lora") and what `full` matches are kept whole, as they are in the tuned
+    checkpoint, or with `whole` "diff" as differences; a changed bias is kept as its change. `include` and `exclude` choose modules by their
+    paths, as patterns of targets. `dtype` is that of factors; whole modules keep theirs. `order` is that of the checkpoints' axes, as in
+    `Checkpoint`. The destination is written as by `resize`. Raises ConfigError that lists what is in one checkpoint only, shapes that
+    differ, and patterns without effect.
     """
     default = Rule(rank, ratio, energy, error)
     if default == Rule():
@@ -88,7 +89,7 @@ def extract(
         refuse_existing(destination, force)
     formats = formats_of(registry)
     target = None if destination is None else find_format(to, formats) if to else choose(Path(destination), formats)
-    wanted = Wanted(tuple(include), tuple(exclude), tuple(full), dict(patterns or {}), embeddings)
+    wanted = Wanted(tuple(include), tuple(exclude), tuple(full), dict(patterns or {}), embeddings, tuple(tables))
     with Checkpoint(base, registry.stores, order) as old, Checkpoint(tuned, registry.stores, order) as new:
         if old.order != new.order:
             raise ConfigError(f"the base is taken {old.order}, the tuned checkpoint {new.order}; convert one of them, or give the order")

@@ -33,7 +33,7 @@ def add(
     ratio: float | None = None,
     energy: float | None = None,
     error: float | None = None,
-    name: str = "sum",
+    name: str | None = None,
     any_base: bool = False,
     track: Track = untracked,
     rule: str = "sum",
@@ -44,8 +44,8 @@ def add(
     Biases and differences of weights are added too; modules kept whole (`full`) only where the weights of those that hold them sum to 1,
     for else their base would be needed. Factors keep their dtype where they are exact in it, else they become float32; rounded ones keep
     theirs. A sum of higher rank than the weight can have is brought to that one. Adapters for different bases are refused unless
-    `any_base`. `rule` is what the lineage calls it. Raises ConfigError that lists each module that cannot be added (DoRA, unknown methods,
-    shapes that differ).
+    `any_base`. `rule` is what the lineage calls it, and the adapter, without a `name` and where the adapters do not all have one. Raises
+    ConfigError that lists each module that cannot be added (DoRA, unknown methods, shapes that differ).
     """
     states, weights = list(states), [1.0] * len(states) if weights is None else [float(weight) for weight in weights]
     if not states or len(states) != len(weights) or not all(map(math.isfinite, weights)):
@@ -69,27 +69,28 @@ def add(
     told = {key: value for key, value in vars(cut).items() if value is not None}
     metadata, notes = metadata_of(states, rule, weights, **told)
     first = replace(next((state for state in states if state.config), states[0]), fingerprint=fingerprint)
-    return Result(finished(first, modules, name, metadata), Certificate(entries), notes)
+    alike = {state.name for state in states}
+    return Result(finished(first, modules, name or (states[0].name if len(alike) == 1 else rule), metadata), Certificate(entries), notes)
 
 
 def subtract(a: AdapterState, b: AdapterState, **given: Any) -> Result:
     """a - b, exactly; what else may be given is that of `add`."""
-    return add([a, b], [1.0, -1.0], **{"name": "difference", "rule": "difference", **given})
+    return add([a, b], [1.0, -1.0], **{"rule": "difference", **given})
 
 
 def average(states: Sequence[AdapterState], **given: Any) -> Result:
     """The mean of adapters, exactly; what else may be given is that of `add`."""
-    return add(states, [1 / len(states)] * len(states) if states else None, **{"name": "average", "rule": "average", **given})
+    return add(states, [1 / len(states)] * len(states) if states else None, **{"rule": "average", **given})
 
 
 def scale(state: AdapterState, factor: float, **given: Any) -> Result:
     """An adapter times a number; what else may be given is that of `add`."""
-    return add([state], [factor], **{"name": state.name, "rule": "scale", **given})
+    return add([state], [factor], **{"rule": "scale", **given})
 
 
 def negate(state: AdapterState, **given: Any) -> Result:
     """An adapter with the opposite effect: task negation (Ilharco et al. 2023, sec. 3). What else may be given is that of `add`."""
-    return add([state], [-1.0], **{"name": state.name, "rule": "negate", **given})
+    return add([state], [-1.0], **{"rule": "negate", **given})
 
 
 def _sum(terms: Sequence[tuple[Linear, float]], cut: Rule, source: str, found: list[str]) -> tuple[Module, Entry]:

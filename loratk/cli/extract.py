@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..algebra.extraction import Extracted
 
 FILE = click.Path(path_type=Path)
-PLAIN = ("ratio", "energy", "error", "include", "exclude", "full", "dtype", "seed", "name", "to", "force", "dry_run")
+PLAIN = ("ratio", "energy", "error", "include", "exclude", "full", "tables", "dtype", "seed", "name", "to", "force", "dry_run")
 
 
 @click.command("extract", short_help="Make an adapter of the difference of two checkpoints.")
@@ -31,6 +31,7 @@ PLAIN = ("ratio", "energy", "error", "include", "exclude", "full", "dtype", "see
 @click.option("--exclude", metavar="PATTERN", multiple=True, help="No layers a pattern matches; may be repeated.")
 @click.option("--full", metavar="PATTERN", multiple=True, help="Keep layers whole; may be repeated. Norms and embeddings are.")
 @click.option("--lora-embeddings", is_flag=True, help="Make factors of embeddings too.")
+@click.option("--table", "tables", metavar="PATTERN", multiple=True, help="Layers that are embeddings, though their names do not tell.")
 @click.option("--differences", is_flag=True, help="Keep what is whole as differences, as files for Stable Diffusion hold it.")
 @click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32", "float64"]), default="float32", show_default=True,
               help="The dtype of factors.")  # fmt: skip
@@ -83,4 +84,4 @@ def _show(done: "Extracted") -> None:
     table(head, rows, right=head[2:])
     whole = done.certificate
     same = f"; {done.unchanged} are the same in both" if done.unchanged else ""
-    click.echo(f"{len(rows)} layers together: error {whole.error:.2%}, energy kept {whole.energy:.2%}{same}.")
+    click.echo(f"{len(rows)} layer{'s' * (len(rows) != 1)} together: error {whole.error:.2%}, energy kept {whole.energy:.2%}{same}.")

@@ -127,6 +127,9 @@ def test_patterns_choose_what_is_kept_and_how(pair, tmp_path):
     table = loratk.extract(pair[0], tmp_path / "e.safetensors", error=1e-4, embeddings="lora").state
     assert table.modules["embed_tokens"]["layer_type"] == "embedding"
     np.testing.assert_allclose(update(table, "embed_tokens"), low((50, 40), [2.0, 1.0]), atol=1e-4)
+    named = loratk.extract(*pair, error=1e-4, embeddings="lora", tables=["q"]).state
+    assert named.modules["block.q"]["shape"] == [30, 40]
+    np.testing.assert_allclose(update(named, "block.q"), CHANGES["block.q.weight"], atol=1e-4)
 
 
 def test_large_weights_are_sketched_with_a_seed_and_the_error_holds(tmp_path):

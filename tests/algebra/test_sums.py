@@ -64,6 +64,7 @@ def test_modules_of_one_adapter_only_count_as_zero_in_the_other():
 def test_average_scale_and_negation():
     a, b = state({"x": module(1)}, "a"), state({"x": module(2, rank=3)}, "b")
     np.testing.assert_allclose(update(average([a, b]).state, "x"), (update(a, "x") + update(b, "x")) / 2, atol=1e-13)
+    assert [average([a, b]).state.name, average([a, a]).state.name, average([a, b], name="c").state.name] == ["average", "a", "c"]
     half = scale(a, 0.5).state
     np.testing.assert_allclose(update(half, "x"), update(a, "x") / 2, atol=1e-14)
     assert (half.name, half.modules["x"]["rank"]) == ("a", 2)
