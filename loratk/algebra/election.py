@@ -13,7 +13,7 @@ ELECTIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 """What the sign is taken of, from deltas (n, d, width) and weights of at least 0 (n,).
 
-total: the sum of the deltas, so that mass decides (TIES, eq. of step 2). weighted: the same with each delta times its weight.
+total: the sum of the deltas, so that mass decides, as in TIES. weighted: the same with each delta times its weight.
 frequency: the number of positive entries less that of negative ones, so that the majority decides.
 """
 

@@ -61,8 +61,9 @@ class Magnitude(Pruning):
         count = max(1, math.floor(options["density"] * d * k * (1 + 1e-12)))
         if count >= d * k:
             return Threshold(0.0, k, 0)
-        least, above = largest(passes, count)
-        return Threshold(least, *_last_tie(passes, shape, least, count - above))
+        least, above, equal = largest(passes, count)
+        spared = (k, 0) if above + equal == count else _first_spare(passes, shape, least, count - above)
+        return Threshold(least, *spared)
 
     def kept(self, columns: Columns, options: Options) -> np.ndarray:
         """Those at least as large as the threshold."""
@@ -79,7 +80,7 @@ class Magnitude(Pruning):
 
 
 class Chance(Pruning):
-    """Keeps each entry with the probability `density`, and divides it by that. Yu et al. 2024, sec. 3.1 (drop and rescale)."""
+    """Keeps each entry with the probability `density`, and divides it by that. Yu et al. 2024, sec. 3 (drop and rescale)."""
 
     def kept(self, columns: Columns, options: Options) -> np.ndarray:
         """Those whose number is below density."""
@@ -90,8 +91,8 @@ class Chance(Pruning):
 class MagPrune(Pruning):
     """Keeps the entry of rank j among the n of its output, the smallest first, with the probability p_j, and divides it by p_j.
 
-    p_j = density - epsilon + 2 epsilon (j - 1) / (n - 1). Deep et al. 2024, sec. 3.1, with epsilon as the authors' code has it: half the
-    width of the window (the paper writes epsilon for the whole). The ranks are among the weights of one output, a column.
+    p_j = density - epsilon + 2 epsilon (j - 1) / (n - 1). Deep et al. 2024, sec. 3, with epsilon as in the authors' code: half the
+    width of the window. The ranks are among the weights of one output, a column.
     """
 
     options: ClassVar[Mapping[str, Option]] = {
@@ -119,8 +120,8 @@ class MagPrune(Pruning):
         return np.where(columns.draw() < chance, values / chance, 0.0)
 
 
-def largest(passes: Passes, count: int) -> tuple[float, int]:
-    """The magnitude of the entry that is the `count`-th by magnitude, and how many are larger: in memory for GATHERED entries, exact.
+def largest(passes: Passes, count: int) -> tuple[float, int, int]:
+    """The magnitude of the `count`-th entry by magnitude, how many are larger and how many equal: exact, in memory for GATHERED entries.
 
     Magnitudes as whole numbers sort as they are (IEEE 754), so their leading bits, then the next, tell the bin that holds the entry.
     """
@@ -137,8 +138,9 @@ def largest(passes: Passes, count: int) -> tuple[float, int]:
         if counts[place] <= GATHERED:
             found = np.sort(np.concatenate(list(_within(passes, prefix, shift))))[::-1]
             value = found[count - above - 1]
-            return float(value.view(np.float64)), above + int(np.count_nonzero(found > value))
-    return float(np.uint64(prefix).view(np.float64)), above
+            larger, equal = (int(np.count_nonzero(same)) for same in (found > value, found == value))
+            return float(value.view(np.float64)), above + larger, equal
+    return float(np.uint64(prefix).view(np.float64)), above, int(counts[place])
 
 
 def _within(passes: Passes, prefix: int, shift: int) -> Iterator[np.ndarray]:
@@ -148,7 +150,7 @@ def _within(passes: Passes, prefix: int, shift: int) -> Iterator[np.ndarray]:
         yield bits if shift == 64 else bits[bits >> np.uint64(shift) == prefix]
 
 
-def _last_tie(passes: Passes, shape: tuple[int, int], least: float, wanted: int) -> tuple[int, int]:
+def _first_spare(passes: Passes, shape: tuple[int, int], least: float, wanted: int) -> tuple[int, int]:
     """Where the first entry of just this magnitude is that is not among the first `wanted` of them: column and row."""
     start = 0
     for block in passes():

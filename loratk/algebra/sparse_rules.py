@@ -82,13 +82,13 @@ class Ties(_Elected):
 
 
 class Dare(_Added):
-    """sum_i w_i drop(delta_i), where drop keeps entries by chance and scales them up. Yu et al. 2024, sec. 3.1 and 3.2."""
+    """sum_i w_i drop(delta_i), where drop keeps entries by chance and scales them up. Yu et al. 2024, sec. 3."""
 
     name, title, pruning = "dare", "sum of entries kept by chance and scaled up", Chance()
 
 
 class DareTies(_Elected):
-    """DARE's drop, then the election and mean of TIES. Yu et al. 2024, sec. 3.2."""
+    """DARE's drop, then the election and mean of TIES. Yu et al. 2024, sec. 3."""
 
     name, title, pruning = "dare_ties", "entries kept by chance, signs elected, mean of those that agree", Chance()
 
