@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from ..errors import choices
 from .state import AdapterState, value_faults
@@ -16,7 +18,7 @@ def cautions(state: AdapterState) -> Iterator[str]:
     """A line for each: values that are not finite, updates that are zero, alpha 0, a scaling outside of USUAL."""
     yield from value_faults(state.tensors)
     factors = {module: held for module, held in state.parameters().items() if "lora_B" in held}
-    zero = [module for module, held in factors.items() if not held["lora_B"].any() or not held["lora_A"].any()]
+    zero = [module for module, held in factors.items() if _is_zero(held)]
     if zero and len(zero) == len(factors):
         yield "every update is zero: it was never trained, or its factors were lost on the way"
     elif zero:
@@ -28,6 +30,12 @@ def cautions(state: AdapterState) -> Iterator[str]:
     if odd := [module for module, record in records.items() if record["scaling"] and not low <= abs(record["scaling"]) <= high]:
         values = sorted({record["scaling"] for module, record in records.items() if module in set(odd)})
         yield f"the scaling of {_some(odd)} is unusual ({', '.join(f'{value:g}' for value in values[:4])}); check where alpha came from"
+
+
+def _is_zero(held: Mapping[str, np.ndarray]) -> bool:
+    if "initial_A" in held:
+        return all(np.array_equal(held[f"lora_{side}"], held[f"initial_{side}"]) for side in "AB")
+    return not held["lora_B"].any() or not held["lora_A"].any()
 
 
 def scale_lines(state: AdapterState) -> list[str]:

@@ -107,6 +107,8 @@ class AdapterFormat(ABC):
     """For each of FEATURES: "yes", "no", or in a few words how (such as "folded into B")."""
     options: ClassVar[Mapping[str, Option]] = {}
     """Its own options, by name."""
+    own: ClassVar[bool] = False
+    """Whether it is loratk's own layout, which keeps first factors and gains apart; for any other they are joined to the factors."""
 
     @abstractmethod
     def detect(self, path: Path) -> str | None:

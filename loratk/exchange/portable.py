@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, choices
+from .joining import joined_state
 from .others import KNOWN
 from .state import AdapterState
 from .transform import rebuilt, round_bfloat16
@@ -21,6 +22,7 @@ def portable(state: AdapterState) -> AdapterState:
     Ranks are filled up with zeros, the scaling is multiplied into lora_B and lora_bias. Exact but for the rounding of that product, for
     which half precision becomes float32 where it could not hold it. Raises ConfigError for other methods than LoRA and DoRA.
     """
+    state = joined_state(state)
     parameters = state.parameters()
     factors = [module for module, held in parameters.items() if "lora_A" in held]
     if other := [module for module, record in state.modules.items() if _scales(record) and module not in factors]:

@@ -16,6 +16,7 @@ from .state import AdapterState
 class StoreFormat(AdapterFormat):
     """Adapters in loratk's own layout (docs/format.md) in one store; it carries everything."""
 
+    own = True
     carries = dict.fromkeys(FEATURES, "yes") | {"bfloat16": "as float32, with a mark"}
 
     def __init__(self, store: Store) -> None:

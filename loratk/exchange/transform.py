@@ -25,12 +25,19 @@ def rebuilt(state: AdapterState, modules: Mapping[str, tuple[Mapping[str, Any], 
     """
     tensors = {f"{module}.{key}" if module else key: array for module, (_, held) in modules.items() for key, array in held.items()}
     changed = replace(state, tensors=tensors, modules={module: dict(record) for module, (record, _) in modules.items()})
+    if state.config.get("init") is not None and _has_first(state) and not _has_first(changed):
+        state = replace(state, config={**state.config, "init": None})  # a model that took it would look for the first factors
+        changed = replace(changed, config=state.config)
     if not state.config or _essence(changed) == _essence(state):
         return changed
     try:
         return replace(changed, config=config_for(changed))
     except ConfigError:  # whole modules, experts: what no config can say
         return replace(changed, config={})
+
+
+def _has_first(state: AdapterState) -> bool:
+    return any(name.rpartition(".")[2] == "initial_A" for name in state.tensors)
 
 
 def _essence(state: AdapterState) -> dict[str, list[Any]]:

@@ -110,6 +110,8 @@ def _check_apply(layer_type: LayerType[Any], module: Module, x: Any) -> None:
         return layer_type.apply(module, given, Tensor(m.astype(dtype), backend=module.backend)).numpy()
 
     _close(apply(np.array(layer_type.read(module))), product.numpy(), "apply() with the weight as a tensor, and with own_matrix()")
+    rows = layer_type.rows(module, given)
+    _close(rows @ layer_type.read(module), product.numpy().reshape(-1, k), "rows() @ W, and apply()")
     for columns in {1, 3, k + 1}:
         a, b = rng.standard_normal((2, d, columns))
         got, want = apply(a).shape, (*product.shape[:-1], columns)
@@ -166,6 +168,9 @@ def _check_dropout(layer: LoraLayer, x: np.ndarray, what: str) -> None:
             want[..., start:stop] += kind.apply(base, base.input(x * mask), update).numpy()
         else:
             want[..., start:stop] += kind.apply(base, given, update).numpy() * (1 if mask is None else mask[..., None])
+        own = kind.bias(base)
+        if own is not None and (change := adapter.bias_delta(own.numpy()[start:stop])) is not None:
+            want[..., start:stop] += change
     _close(layer(x), want, what)
 
 

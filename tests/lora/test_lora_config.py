@@ -105,7 +105,7 @@ def test_repr_shows_every_field():
         ("rslora", 1, "rslora must be True or False"),
         ("method", "lore", "method must be one of 'dora', 'lora'.*found 'lore'; a plugin"),
         ("method", None, "method must be one of"),
-        ("options", {"inti": "gaussian"}, "the method 'lora' has no option 'inti'; its options: none"),
+        ("options", {"inti": "gaussian"}, "the method 'lora' has no option 'inti'; its options: 'corrected', 'freeze_A'"),
         ("init", "random", "init must be one of "),
         ("options", 4, "options must map"),
     ],

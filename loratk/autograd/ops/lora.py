@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ...errors import ShapeError
 from ..graph import Node
 from ..modes import modes
@@ -28,10 +30,29 @@ def lora_linear(x: Tensor, w: Any, a: Any, b: Any, mask: Any = None, bias: Any =
 
 def _lora_linear(K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: Any, b: Any, mask: Any, bias: Any, scaling: float) -> Any:
     xa = out[1]
+    if not needs[2]:
+        return _lora_linear_fixed_a(K, needs, xa, w, a, b, mask, scaling)
 
     def pull(g: Any) -> tuple[Any, ...]:
         dx, da, db = K.lora_linear_grad(g, x, xa, w, a, b, mask, scaling=scaling, need_x=needs[0])
-        return dx, None, da if needs[2] else None, db if needs[3] else None, None, g if needs[5] else None
+        return dx, None, da, db if needs[3] else None, None, g if needs[5] else None
+
+    return pull
+
+
+def _lora_linear_fixed_a(K: Any, needs: tuple[bool, ...], xa: Any, w: Any, a: Any, b: Any, mask: Any, scaling: float) -> Any:
+    """The pullback where A takes no gradient: nobody needs x then, x A (n, r) is all that is kept of it. Zhang et al. 2023 (LoRA-FA)."""
+    mask = mask if needs[0] else None
+
+    def pull(g: Any) -> tuple[Any, ...]:
+        dx = db = None
+        scale = K.asarray(np.asarray(scaling, g.dtype))
+        if needs[0]:
+            low = K.matmul(K.mul(K.matmul(g, K.transpose(b, axes=(1, 0))), scale), K.transpose(a, axes=(1, 0)))
+            dx = K.add(K.frozen_matmul_t(g, w), low if mask is None else K.mul(low, mask))
+        if needs[3]:
+            db = K.mul(K.matmul(K.transpose(xa, axes=(1, 0)), g), scale)
+        return dx, None, None, db, None, g if needs[5] else None
 
     return pull
 

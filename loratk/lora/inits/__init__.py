@@ -1,5 +1,5 @@
 """Initialisations: how the two factors of an adapter start, from the weight, chance or data."""
 
-from .base import Init, Start, Started
+from .base import Gatherer, Init, Seen, Start, Started
 
-__all__ = ["Init", "Start", "Started"]
+__all__ = ["Gatherer", "Init", "Seen", "Start", "Started"]
