@@ -11,7 +11,10 @@ from .activations import ACTIVATIONS
 from .chain import Route
 from .linear import Linear, positive
 from .module import Module, generator
+from .variant import variant
 from .version import version
+
+MOST_ROUTES = 64  # kept by one Sequential
 
 
 class Sequential(Module):
@@ -25,15 +28,23 @@ class Sequential(Module):
 
     def forward(self, x: Any) -> Any:
         """The last module of the one before ... of the first of x."""
-        route = vars(self).get("_route")
+        chosen = variant.get()
+        key = None if chosen is None else chosen.key
+        route = vars(self).get("_routes", {}).get(key)
         if route is None or route.version is not version.now:
-            route = Route([module for _, module in self.children()])
-            vars(self)["_route"] = route  # not set as an attribute, which would change the version
+            route = self._keep(key, Route([module for _, module in self.children()]))
         return route(x)
 
+    def _keep(self, key: Any, route: Route) -> Route:
+        """Keep a route beside those of the same version: a new dict, as other threads may be reading the old one."""
+        kept = {other: old for other, old in vars(self).get("_routes", {}).items() if old.version is route.version}
+        routes = dict(list(kept.items())[1 - MOST_ROUTES :]) | {key: route}
+        vars(self)["_routes"] = routes  # not set as an attribute, which would change the version
+        return route
+
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take: all but the route, which leads through this one's children."""
-        return {name: value for name, value in vars(self).items() if name != "_route"}
+        """What copies and pickles take: all but the routes, which lead through this one's children."""
+        return {name: value for name, value in vars(self).items() if name != "_routes"}
 
     def __len__(self) -> int:
         return sum(1 for _ in self.children())

@@ -6,6 +6,7 @@ all rows; they are a second launch, shared out by what they write. Layers are to
 that one compiled function serves chains of any length.
 """
 
+import weakref
 from operator import is_
 
 import numpy as np
@@ -31,6 +32,7 @@ D, K, R, RELU, FORWARD, BACKWARD, BIAS, A, B, Y, XA, G, GB, DA, DB, WIDTH = rang
 SHARES = 16  # parts into which the gradients of each layer are cut
 NEAR = 24  # units of rows that go through all layers before the next, so that what one layer leaves the next finds in the cache
 ALONE = 1 << 17  # multiplications a thread must get for handing them over to pay
+PLANS = 32  # kept with a weight
 PATIENT = 1 << 11  # for how many multiplications to wait one look for a sleeping worker: half the time they take alone
 
 
@@ -302,10 +304,10 @@ class _Plan:
 
     def __init__(self, links, scalings, relus):
         dtype = links[0].dtype
-        self.links, self.options, self.nr = links, (scalings, relus), columns(dtype)
+        self.nr, self._refs = columns(dtype), [_none if link is None else weakref.ref(link) for link in links]
         self.table = table = np.zeros((len(relus), 16), np.int64)
         self.scalings = np.zeros(len(relus), dtype)
-        self.shapes, self._arrays = [], []  # of gradients; those whose addresses stand in the table
+        self.shapes, self.copies = [], []  # of gradients; copies whose addresses stand in the table
         kept = held = grads = work = 0
         for i, (w, bias, a, b, scaling, relu, width) in enumerate(layers_of(links, scalings, relus)):
             (d, k), row, last = w.shape, table[i], i + 1 == len(relus)
@@ -327,32 +329,44 @@ class _Plan:
         self.d, self.turned, self.none = int(table[0, D]), 0, np.zeros(0, dtype)
 
     def _hold(self, array):
-        """The address of an array, which is kept; 0 for None."""
+        """The address of an array, or of a copy, which is kept; 0 for None."""
         if array is None:
             return 0
-        self._arrays.append(np.ascontiguousarray(array))
-        return address(self._arrays[-1])
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
+            self.copies.append(array)
+        return address(array)
 
     def holds(self, links, biased):
-        """Whether it was made of these links."""
-        if len(self.links) == len(links) and all(map(is_, self.links, links)):
+        """Whether it was made of these, which still are what they were."""
+        mine, links = [ref() for ref in self._refs], [_none if link is None else link for link in links]
+        if all(map(is_, mine, links)):
             return True
-        return not biased and all(all(map(is_, self.links[i::4], links[i::4])) for i in (0, 2, 3)) and len(self.links) == len(links)
+        return not biased and all(all(map(is_, mine[i::4], links[i::4])) for i in (0, 2, 3))
 
-    def turn(self, need_x):
+    def turn(self, links, need_x):
         """Have the weights packed for the backward pass that needs them."""
         for i in range(0 if need_x else 1, len(self.table)):
-            self.table[i, BACKWARD] = address(self.links[4 * i].backward())
+            self.table[i, BACKWARD] = address(links[4 * i].backward())
         self.turned = 1 + need_x
 
 
+def _none():
+    """What stands for a reference to None: not None, which a reference to an array says that is gone."""
+    return _none
+
+
 def _plan(links, scalings, relus, *, biased=True):
-    """The plan of these links, kept with the first weight while all is the same; the biases count only if `biased`."""
-    plan = links[0].plan
-    if plan is None or plan.options != (scalings, relus) or not plan.holds(links, biased):
+    """The plan of these links, kept with the first weight while all is the same; the biases count only if `biased`.
+
+    Some are kept, so that calls may take turns with adapters; they hold no array, so one that is let go is gone.
+    """
+    plans, key = links[0].plans, (scalings, relus, *map(id, links[::4]), *map(id, links[2::4]), *map(id, links[3::4]))
+    plan = plans.get(key)
+    if plan is None or not plan.holds(links, biased):
         plan = _Plan(links, scalings, relus)
-        if all(link is None or not isinstance(link, np.ndarray) or link.flags.c_contiguous for link in links):
-            links[0].plan = plan  # not where values were copied, which may change
+        if not plan.copies:  # whose values may change
+            links[0].plans = dict(list(plans.items())[1 - PLANS :]) | {key: plan}  # a new one: other threads may be reading
     return plan
 
 
@@ -386,7 +400,7 @@ def lora_chain_grad(g, x, y, kept, *links, scalings, relus, need_x=True):
     """Gradients of `lora_chain` for x (None if not `need_x`), then A and B of each layer that has them."""
     plan, n = _plan(links, scalings, relus, biased=False), x.shape[0]
     if plan.turned < 1 + need_x:
-        plan.turn(need_x)
+        plan.turn(links, need_x)
     g, x, y = (np.ascontiguousarray(each).reshape(-1) for each in (g, x, y))
     held, out = empty((n * plan.scratch,), g.dtype), empty((plan.grads,), g.dtype)
     dx = empty((n if need_x else 0, plan.d), g.dtype)

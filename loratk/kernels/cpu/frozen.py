@@ -19,7 +19,8 @@ class PackedWeight:
     def __init__(self, w):
         self._w = np.ascontiguousarray(w)
         self.shape, self.dtype = self._w.shape, self._w.dtype
-        self._forward = self._backward = self.plan = None
+        self._forward = self._backward = None
+        self.plans = {}  # of chains that begin here: see `chain`
 
     @property
     def nbytes(self):

@@ -54,7 +54,7 @@ class _Plan:
 
 
 def _none():
-    """What a weak reference to nothing says."""
+    """What stands for a reference to None; that an array is gone and None in its place is told by the key of a plan."""
 
 
 _plans: OrderedDict[tuple[int, ...], _Plan] = OrderedDict()
