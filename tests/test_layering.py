@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_imports_point_down(part):
     above = set(FLOORS[FLOORS.index(part) + 1 :])
     assert files
     assert [(str(path.relative_to(HOUSE)), name) for path in files for name in imported(path) if name in above] == []
+
+
+def test_every_package_is_installed():
+    setup = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {".".join(["loratk", *path.parent.relative_to(HOUSE).parts]) for path in HOUSE.rglob("__init__.py")}
+    plugins = {f"loratk_plugins.{path.parent.name}" for path in (HOUSE.parent / "plugins").glob("*/__init__.py")}
+    assert set(setup["packages"]) == packages | plugins
+    assert set(setup["package-dir"]) == {"loratk", *plugins}
 
 
 def test_the_house_does_not_know_its_plugins():
