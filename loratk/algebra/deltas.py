@@ -106,8 +106,7 @@ class Effects:
 
         Raises LoratkError where that needs a base that is not given, or is not known.
         """
-        record: Record = self._exact.state.modules[module]
-        held = self._exact.held[module]
+        record, held = self._exact.module(module)
         wide = any(array.dtype == np.float64 for array in held.values())
         if record["method"] in WHOLE:
             return self._whole(module, record, held, wide)

@@ -13,7 +13,8 @@ from ..exchange import AdapterState, Base
 from ..exchange.bake import dora_update
 from ..exchange.base import EMBEDDINGS, input_first
 from ..exchange.factors import Pair, update_pairs
-from ..exchange.others import KNOWN
+from ..exchange.joining import joined
+from ..exchange.others import KNOWN, Other
 from ..exchange.plain import as_lora, as_other, is_shared, shared_of
 from ..exchange.plain import input_first as to_input_first
 from ..kernels import get_backend
@@ -36,28 +37,51 @@ class Exact:
         self.modules = dict.fromkeys(name for name, held in self.held.items() if not is_shared(state.modules[name], held))
         """Those that are updates: VeRA's shared matrices are none."""
 
+    def module(self, module: str) -> tuple[Record, Tensors]:
+        """The record and the parameters of a module, with first factors and gains in the factors (`exchange.joining`)."""
+        return joined(self.state.modules[module], self.held[module])
+
     def update(self, module: str, *, d: int = 0) -> tuple[Record, list[Pair] | np.ndarray]:
         """What a module adds to its weight: pairs for parts that share no entry, as `update_pairs`, or a matrix (d, k), or (experts, d, k).
 
         Before it a record that says how the weight lies. `d`: the inputs, for a method (VeRA) that may not tell them.
         """
-        record = self.state.modules[module]
-        held = {key: array for key, array in self.held[module].items() if key not in BIASES}
+        record, held = self.module(module)
+        held = {key: array for key, array in held.items() if key not in BIASES}
         method = record["method"]
         if not held:
             raise ConfigError("it changes a bias alone, no weight")
-        if method not in WHOLE and held.keys() == {"lora_A", "lora_B"}:
+        if method == "lora" and held.keys() == {"lora_A", "lora_B"}:
             return record, _finite(update_pairs(record, held))
-        if method in KNOWN:
+        if self.elsewhere(module):
             return self._other(module, record, held, d or self._inputs())
         return record, _finite(self._matrix(module, record, held))
 
     def bias(self, module: str) -> np.ndarray | None:
         """What its method adds to the bias in proportion to it, as IA3 does; None for nothing. Needs the base."""
         record, held = self.state.modules[module], self.held[module]
-        if record["method"] not in KNOWN or module not in self._in_base:
+        if not self.elsewhere(module) or module not in self._in_base:
             return None
         return as_other(record, held, module, self._base, shared=self._shared).bias()
+
+    def elsewhere(self, module: str) -> bool:
+        """Whether a module is of a method that other tools train, with the parameters that they keep of it."""
+        record, held = self.state.modules[module], self.held[module]
+        if record["method"] not in KNOWN or record["method"] not in self._registry.methods:
+            return record["method"] in KNOWN
+        try:
+            Other(record, held).check_names()
+        except FormatError:  # loratk's own method of that name has parameters of its own
+            return False
+        return True
+
+    def needs_base(self, module: str) -> bool:
+        """Whether what a module adds depends on the base's weight."""
+        method = self.state.modules[module]["method"]
+        if self.elsewhere(module):
+            return method in ("ia3", "glora", "dora_in") or "dora_scale" in self.held[module]
+        registered = self._registry.methods.get(method)
+        return method == "full" or "magnitude" in self.held[module] or (registered is not None and not registered.proportional)
 
     def replaced(self, module: str, arrays: Tensors, record: Record) -> dict[str, np.ndarray]:
         """The base's own parameters in place of those of a `full` module, float64, of the same names and shapes, in the same order."""
@@ -92,8 +116,7 @@ class Exact:
             shape = held["lora_A"].shape[0], held["lora_B"].shape[1]
             return dora_update(weight_of(self._base, module, record, shape), record, held)
         if method not in self._registry.methods:
-            known = choices({*KNOWN, *self._registry.methods})
-            raise ConfigError(f"its method {method!r} with {choices(held)} is none that is installed; known are {known}")
+            raise ConfigError(unknown(method, self._registry))
         return _registered(module, record, held, self._registry, self._base)
 
     def _inputs(self) -> int:
@@ -116,6 +139,11 @@ class Exact:
         except LoratkError as error:
             lacks = f" (the base '{self._base.path}' has no module of that name)" if self._base is not None and base is None else ""
             raise ConfigError(f"{error}{lacks}") from error
+
+
+def unknown(method: str, registry: Registry) -> str:
+    """That nobody knows what a method does."""
+    return f"its method {method!r} is none that is installed; known are {choices({*KNOWN, *registry.methods})}"
 
 
 def _finite(update: Any) -> Any:

@@ -18,13 +18,14 @@ from ..exchange.base import opened_base
 from ..exchange.spectrum import spectrum_of
 from ..plugins import Registry, default_registry
 from .energy import AdapterEnergy, LayerEnergy, block_of, energy_shares, kind_of, shares_by
+from .exact import weight_of
 from .intruders import LEADING, THRESHOLD, Intruders, Pretrained, check_leading
 from .overlap import added, shared_spaces, shares_of_both
 from .plan import Plan, planned
 from .report import Interference, ModuleInterference, pair_of
 from .signs import conflicts, sign_samples
 from .sources import Source, gather
-from .updates import Update, Updates, disagreements, weight_of
+from .updates import Update, Updates, disagreements
 
 Track = Callable[[Sequence[str], str], Iterable[str]]
 

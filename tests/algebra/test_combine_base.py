@@ -76,6 +76,8 @@ def test_ia3_and_its_change_of_the_bias(base):
     got = combine([ia3, plain], [2.0, 1.0], base=base)
     close(update(got.state, "x"), 2 * WEIGHT * (factors - 1) + update(plain, "x"))
     close(got.state.tensors["x.bias"], 2 * BIAS * (factors - 1))
+    beside = state({"x": (record, {"ia3_l": factors[:, None], "bias": np.ones(4)})}, "ia3")
+    close(combine([beside], [2.0], base=base).state.tensors["x.bias"], 2 * (BIAS * (factors - 1) + 1))
 
 
 def whole(seed, method="full"):

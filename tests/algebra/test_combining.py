@@ -11,6 +11,7 @@ from merge_oracles import add, elect, trim
 from loratk import combine
 from loratk.algebra import deltas
 from loratk.exchange import AdapterState
+from loratk.exchange.factors import update_pairs
 
 DENSE_RULES = ("ties", "dare", "dare_ties", "magnitude_prune", "della", "della_linear")
 kept = partial(combine, dense=True)
@@ -158,6 +159,16 @@ def test_dare_at_density_1_and_magnitude_prune_at_density_1_are_the_sum():
         for path in "xyz":
             close(update(got.state, path), update(want.state, path))
         assert got.against_sum.error < 1e-13
+
+
+def test_any_columns_of_a_delta_in_blocks():
+    record, held = module(1, groups=3, k=12, rank=6)
+    whole = update(state({"x": (record, held)}), "x")
+    delta = deltas.Delta(6, 12, update_pairs(record, held))
+    for start in range(12):
+        for stop in range(start + 1, 13):
+            np.testing.assert_array_equal(delta.columns(start, stop).shape, (6, stop - start))
+            close(delta.columns(start, stop), whole[:, start:stop])
 
 
 # What adapters are made of

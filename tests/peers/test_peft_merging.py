@@ -84,9 +84,8 @@ PAIRS = {
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("rank", [3, 6])
 def test_rules_on_dense_deltas_are_those_of_peft(peft_model, pair, rank):
-    """With alpha = rank, so that PEFT's scalings are 1."""
     rule, theirs, options = PAIRS[pair]
-    model, states = peft_model(config(), config(), config())
+    model, states = peft_model(config(alpha=8), config(alpha=8), config(alpha=8))
     combined(model, pair.split()[0], rank, **theirs)
     got = combine(states, WEIGHTS, rule=rule, options=options, rank=rank)
     for module in ("fc", "out"):
