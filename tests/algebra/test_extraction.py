@@ -112,6 +112,9 @@ def test_an_input_first_checkpoint_gives_the_same_updates(pair, tmp_path):
     for path in ("block.q", "conv", "experts.up"):
         np.testing.assert_allclose(update(one, path), update(two, path), atol=1e-5)
         assert one.modules[path] == two.modules[path]
+    whole = loratk.extract(tmp_path / "base.h5", tmp_path / "tuned.h5", rank=1, full=["conv", "q"]).state
+    np.testing.assert_array_equal(whole.tensors["conv.weight"], tuned(**CHANGES)["conv.weight"])
+    np.testing.assert_array_equal(whole.tensors["block.q.weight"], tuned(**CHANGES)["block.q.weight"])
 
 
 def test_patterns_choose_what_is_kept_and_how(pair, tmp_path):
@@ -144,6 +147,20 @@ def test_large_weights_are_sketched_with_a_seed_and_the_error_holds(tmp_path):
     assert np.linalg.norm(update(first.state, "w") - change.T) <= 0.0501 * np.linalg.norm(change)
     np.testing.assert_array_equal(first.state.tensors["w.lora_A"], again.state.tensors["w.lora_A"])
     np.testing.assert_allclose(update(first.state, "w"), update(other.state, "w"), atol=1e-2)
+
+
+def test_the_numbers_of_a_module_depend_on_its_name_and_on_no_other_module(tmp_path):
+    rng = np.random.default_rng(3)
+    change = low((300, 310), 0.9 ** np.arange(60))
+    base = {f"{name}.weight": np.zeros((300, 310), np.float32) for name in "ab"}
+    base["c.weight"] = rng.standard_normal((300, 310)).astype(np.float32)
+    write(tmp_path / "a.safetensors", base)
+    write(tmp_path / "b.safetensors", {name: (array + change).astype(np.float32) for name, array in base.items()})
+    paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    whole, part = loratk.extract(*paths, rank=5).state, loratk.extract(*paths, rank=5, include=["b", "c"]).state
+    for name in ("b", "c"):
+        np.testing.assert_array_equal(whole.tensors[f"{name}.lora_A"], part.tensors[f"{name}.lora_A"])
+    assert (whole.tensors["a.lora_A"] != whole.tensors["b.lora_A"]).any()  # the same change, other vectors drawn
 
 
 def test_what_does_not_fit_is_listed_before_anything_is_done(pair, tmp_path):

@@ -62,6 +62,14 @@ def test_a_slowly_falling_spectrum_is_decomposed_whole():
     assert np.linalg.norm(m - a @ b) <= 0.05 * np.linalg.norm(m)
 
 
+def test_a_flat_tail_beyond_the_first_sketch_counts():
+    values = np.array([10.0] + [1.0] * 300)
+    m = matrix(values, 800, 500)
+    ((a, b),), _ = best_of([m], Rule(energy=0.5), np.random.default_rng(0))
+    assert 101 <= a.shape[1] <= 106
+    assert np.linalg.norm(m - a @ b) ** 2 <= 200 * (1 + 1e-9)
+
+
 def test_parts_share_one_rank_and_a_matrix_of_zeros_has_none():
     parts = [matrix([4.0, 2.0]), np.zeros((700, 400)), matrix([1.0])]
     pairs, capped = best_of(parts, Rule(energy=0.9), np.random.default_rng(0))

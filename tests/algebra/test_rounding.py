@@ -131,6 +131,15 @@ def test_both_factors_of_a_rounded_pair_are_of_one_size():
     np.testing.assert_allclose(np.linalg.norm(a, axis=0) ** 2, VALUES[:3], rtol=1e-12)
 
 
+def test_a_rule_asks_for_more_than_the_known_values_where_they_do_not_do():
+    known = [np.array([4.0, 2.0])]
+    assert Rule(energy=0.5).needed(known, 1.0) == 1
+    assert Rule(energy=0.99).needed(known, 1.0) == 3
+    assert Rule(ratio=0.5).needed(known, 1.0) == 3
+    assert Rule(ratio=0.6).needed(known, 1.0) == 1
+    assert Rule(energy=0.99, rank=2).choose(known, beyond=1.0) == 2
+
+
 def test_parts_share_one_rank_and_its_budget():
     spectra = [np.array([4.0, 2.0]), np.array([1.0])]
     assert Rule(ratio=0.5).choose(spectra) == 2
