@@ -13,6 +13,7 @@ from .adapter import LoraAdapter
 from .evidence import Watch, checked, number, observe, pair
 from .methods.lora import Lora
 from .pinned import Block, pinned
+from .settings import scaling as scaling_of
 from .starting import all_names
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ def _set(model: "LoraModel", adapter: str, places: Sequence[_Place], scalings: S
         alpha = scaling * (math.sqrt(part.rank) if part.settings.rslora else part.rank)
         linear = place.layer.layer_type.linear  # type: ignore[union-attr]
         blocks.append(Block(place.name, place.layer.name, linear, part.rank, alpha))
-        chosen.append(AlphaChoice(place.name, part.alpha, alpha, part.scaling, scaling))
+        made = scaling_of(part.rank, alpha, part.settings.rslora)  # the scaling but for rounding
+        chosen.append(AlphaChoice(place.name, part.alpha, alpha, part.scaling, made))
     config = pinned(model.adapters[adapter], blocks, among=all_names(model))
     for place, choice in zip(places, chosen, strict=True):
         part = place.part
