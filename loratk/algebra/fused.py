@@ -52,6 +52,11 @@ class Fused:
         self._prepared = [rule.prepare(delta.passes, (self.d, self.k), options) for delta in deltas]
         self._matrix = self._filled() if self.d * self.k <= held else None
 
+    @property
+    def held(self) -> bool:
+        """Whether it is kept in memory."""
+        return self._matrix is not None
+
     def columns(self) -> Iterator[tuple[slice, np.ndarray]]:
         """All columns from the first to the last, some at a time, and where they belong."""
         if self._matrix is None:

@@ -13,7 +13,7 @@ from ..exchange.factors import Pair
 from .certificate import Entry, measured
 from .deltas import Delta, cuts, vector
 from .fused import HELD, Draws, Fused
-from .nearest import Block, nearest
+from .nearest import nearest
 from .ranks import Rule
 from .rounding import concatenated, svd
 from .rules import DenseRule, FactorRule, MergeRule, Options
@@ -62,10 +62,7 @@ class Fusing:
                 return _level([_possible(pair) for pair in exact])
             return best(exact, self.cut, parts)[0]
         cut = self.cut if self.cut != Rule() else Rule(rank=max(limit, parts))
-        draws = Draws(self.draws[0].seed, ("sketch", *names))
-        found = [svd for one in fused for svd in nearest(_blocks(one, parts), cut, draws.generator, parts)]
-        rank = cut.choose([svd.s for svd in found], parts)
-        return [svd.pair(rank) for svd in found]
+        return nearest(fused, cut, Draws(self.draws[0].seed, ("sketch", *names)).generator(), parts)
 
     def _pair(self, pairs: Sequence[Pair], weights: Weights) -> Pair:
         assert isinstance(self.rule, FactorRule)
@@ -118,11 +115,6 @@ def _pairs(results: Sequence[list[Pair] | Fused]) -> list[Pair]:
 
 def _delta(pairs: Sequence[Pair]) -> Delta:
     return Delta(len(pairs[0][0]), sum(b.shape[1] for _, b in pairs), pairs)
-
-
-def _blocks(fused: Fused, parts: int) -> list[Block]:
-    width = fused.k // parts
-    return [Block(fused, start, start + width) for start in range(0, fused.k, width)]
 
 
 def _possible(pair: Pair) -> Pair:

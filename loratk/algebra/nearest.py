@@ -1,25 +1,37 @@
-"""The nearest low-rank factors of a matrix that is given some columns at a time: by its singular values, all of them or the leading ones.
+"""The nearest low-rank factors of merged deltas: of one in memory as of any matrix, of a larger one in passes over its columns.
 
-Small matrices are decomposed whole. Of large ones the leading singular values come from a random sketch with power iterations (Halko,
-Martinsson & Tropp 2011, algorithm 4.4 with 5.1), in passes over the columns: the matrix is never held.
+The leading singular values of what is not held come from a random sketch with power iterations, as in `randomised`; the sketch is begun
+anew where it turns out too small, for a pass over the columns makes the delta anew and costs more than the sketch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..exchange.factors import Pair
 from .fused import Fused
+from .randomised import FIRST, OVER, POWER, best_of
 from .ranks import Rule
 from .rounding import Svd, orthonormal
 
-WHOLE = 1024
-"""The smaller side of a matrix up to which it is decomposed whole."""
-COUNT = 64
-"""The rank that is tried first where no rule for ranks gives one."""
-POWER = 2
-"""Power iterations: a spectrum that falls slowly, as that of a sparse matrix does, needs them."""
+
+def nearest(results: Sequence[Fused], rule: Rule, rng: np.random.Generator, parts: int) -> list[Pair]:
+    """The best pairs of one rank for all parts of all results, by a rule whose cap counts the ranks of the `parts` of one together."""
+    blocks = [Block(one, start, start + one.k // parts) for one in results for start in range(0, one.k, one.k // parts)]
+    if all(one.held for one in results):
+        return best_of([block.matrix() for block in blocks], rule, rng, parts)[0]
+    least = min(min(block.d, block.k) for block in blocks)
+    rank = FIRST if rule.rank is None or rule != Rule(rule.rank) else max(1, rule.rank // parts)
+    while rank + OVER <= least // 2:
+        found = [_leading(block, rank + OVER, rng) for block in blocks]
+        spectra, beyond = [svd.s for svd in found], math.hypot(*(_distance(*pair) for pair in zip(blocks, found, strict=True)))
+        if (chosen := rule.choose(spectra, parts, beyond)) <= rank:
+            return [svd.pair(chosen) for svd in found]
+        rank *= 2
+    return best_of([block.matrix() for block in blocks], rule, rng, parts)[0]
 
 
 class Block:
@@ -50,41 +62,9 @@ class Block:
         """M^T left: (d, l) -> (k, l)."""
         return np.vstack([block.T @ left for _, block in self.columns()])
 
-    @property
-    def energy(self) -> float:
-        """The squared Frobenius norm."""
-        return float(sum(np.vdot(block, block) for _, block in self.columns()))
-
-
-def nearest(blocks: Sequence[Block], rule: Rule, generator: Callable[[], np.random.Generator], parts: int) -> list[Svd]:
-    """The leading singular values and vectors of each block, as many as a rule needs whose cap counts the ranks of `parts` blocks together.
-
-    With a cap alone that many are computed; else twice as many until the rule says that they are enough, and at last all.
-    """
-    least = min(min(block.d, block.k) for block in blocks)
-    if least <= WHOLE:
-        return [_whole(block, rule.rank) for block in blocks]
-    alone = rule == Rule(rule.rank)
-    count = max(1, rule.rank // parts) if alone and rule.rank else COUNT
-    while True:
-        size = count + max(16, count // 2)
-        if size > least // 2:
-            return [_whole(block, rule.rank) for block in blocks]
-        found = [_leading(block, size, generator()) for block in blocks]
-        spectra = [_completed(svd.s, block) for svd, block in zip(found, blocks, strict=True)]
-        if alone or rule.choose(spectra, parts) <= count:
-            return found
-        count *= 2
-
-
-def _whole(block: Block, cap: int | None) -> Svd:
-    """All singular values, and the vectors of those under the cap."""
-    u, s, v = np.linalg.svd(block.matrix(), full_matrices=False)
-    return Svd(u, s, v) if cap is None or cap >= len(s) else Svd(u[:, :cap].copy(), s, v[:cap].copy())
-
 
 def _leading(block: Block, size: int, rng: np.random.Generator) -> Svd:
-    """About the leading `size` singular values and vectors."""
+    """About the leading `size` singular values and vectors (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1)."""
     q = orthonormal(block.times(rng.standard_normal((block.k, size))))[0]
     for _ in range(POWER):
         q = orthonormal(block.times(orthonormal(block.turned_times(q))[0]))[0]
@@ -93,11 +73,7 @@ def _leading(block: Block, size: int, rng: np.random.Generator) -> Svd:
     return Svd(q @ u, s, v @ p.T)
 
 
-def _completed(values: np.ndarray, block: Block) -> np.ndarray:
-    """A spectrum with the energy beyond the values that are known in values of the same size as the last one, the largest they can be."""
-    rest, last = max(block.energy - float(np.vdot(values, values)), 0.0), float(values[-1])
-    if not last or rest <= 1e-14 * float(np.vdot(values, values)):
-        return values
-    missing = min(block.d, block.k) - len(values)
-    each = max(1, min(missing, int(rest / last**2)))
-    return np.append(values, np.full(each, min(last, (rest / each) ** 0.5)))
+def _distance(block: Block, svd: Svd) -> float:
+    """The norm of what a decomposition leaves out."""
+    a = svd.u * svd.s
+    return math.hypot(*(float(np.linalg.norm(columns - a @ svd.v[:, place])) for place, columns in block.columns()))

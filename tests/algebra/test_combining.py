@@ -189,6 +189,31 @@ def test_groups_and_experts(rule, more):
     close(update(got.state, "x"), total, 1e-9)
 
 
+@pytest.mark.parametrize("rule", ["svd", "ties"])
+def test_ranks_and_certificates_of_groups_and_experts(rule):
+    """The rank counts all groups together, and is that of each expert; the error is that of all of them."""
+    for more, rank in (({"groups": 2, "k": 8, "rank": 4}, 2), ({"experts": 3}, 2)):
+        states = [state({"x": module(seed, **more)}, str(seed)) for seed in (1, 2)]
+        got, exact = (combine(states, rule=rule, **asked) for asked in ({"rank": rank}, {"energy": 1.0}))
+        assert got.state.modules["x"]["rank"] == rank
+        want = update(exact.state, "x")
+        assert got.certificate.error == pytest.approx(np.linalg.norm(update(got.state, "x") - want) / np.linalg.norm(want), rel=1e-9)
+        total = add([update(one, "x") for one in states], [1, 1])
+        assert got.against_sum.error == pytest.approx(np.linalg.norm(update(got.state, "x") - total) / np.linalg.norm(total), rel=1e-9)
+
+
+def test_modules_and_experts_draw_each_for_itself():
+    record, held = module(1, d=30, k=20)
+    stack = {key: np.stack([array, array]) for key, array in held.items()}
+    same = state({"x": (record, held), "y": (record, held), "e": (record | {"experts": 2}, stack)})
+    got = combine([same], rule="dare", energy=1.0)
+    drawn = [update(got.state, "x"), update(got.state, "y"), *update(got.state, "e")]
+    masks = [np.abs(delta) > 1e-9 for delta in drawn]
+    for one in range(4):
+        for two in range(one):
+            assert 0.3 < np.mean(masks[one] == masks[two]) < 0.7
+
+
 def test_trimming_a_stack_is_each_expert_s_and_of_groups_all_together():
     experts = [state({"x": module(seed, experts=2, d=6, k=4)}, str(seed)) for seed in (1, 2)]
     got = combine(experts, rule="magnitude_prune", options={"density": 0.3}, energy=1.0)
