@@ -152,3 +152,16 @@ def test_another_base_is_refused(base):
     with pytest.raises(ConfigError, match=r"were made for another base than .*base\.npz'; pass any_base=True"):
         combine([state({"x": module(1)}, fingerprint="0" * 64)], base=base)
     assert combine([state({"x": module(1)}, fingerprint="0" * 64)], base=base, any_base=True).certificate.error < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["sum", "ties"])
+def test_what_an_init_took_off_the_base_and_a_learned_gain_count(rule):
+    """An adapter that began as PiSSA mixes with others: what it adds is its product less the first one."""
+    (record, held), (_, first) = module(1), module(7)
+    moved = state({"x": (record, held | {"initial_A": first["lora_A"], "initial_B": first["lora_B"]})}, "moved")
+    gained = state({"x": (record | {"method": "lora_gain"}, held | {"gain": np.array([1.5])})}, "gained")
+    products = [record["scaling"] * pair["lora_A"] @ pair["lora_B"] for pair in (held, first)]
+    got = combine([moved, gained], [0.5, 2.0], rule=rule, options={"density": 1.0} if rule == "ties" else {}, energy=1.0)
+    truth = [products[0] - products[1], 1.5 * products[0]]
+    close(update(got.state, "x"), elect(truth, [0.5, 2.0], "total") if rule == "ties" else 0.5 * truth[0] + 2 * truth[1])
+    assert got.state.modules["x"]["method"] == "lora"
