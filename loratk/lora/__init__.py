@@ -10,9 +10,10 @@ from .layer_types import LayerType
 from .linear import LoraLinear
 from .methods import Call, Method
 from .model import LoraModel
+from .selection import PerRow
 from .recipes import lora_plus
 
 __all__ = [
     "AlphaChoice", "Call", "ChosenAlpha", "Controller", "Gatherer", "Init", "LayerType", "LoraAdapter", "LoraConfig", "LoraLayer",
-    "LoraLinear", "LoraModel", "Method", "Seen", "Start", "Started", "choose_alpha", "lora_plus",
+    "LoraLinear", "LoraModel", "Method", "PerRow", "Seen", "Start", "Started", "choose_alpha", "lora_plus",
 ]  # fmt: skip

@@ -16,9 +16,12 @@ from ..plugins import Registry
 from .adapter import LoraAdapter
 from .config import LoraConfig
 from .layer_types import LayerType
+from .mixed import forward_rows
+from .selection import Owner, chosen
+from .weights import Active, as_weights
 
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-Active = Iterable[str] | Mapping[str, float] | str
+MOST_MOVED = 4  # weights less what inits take off, each as large as the weight, that a layer keeps
 
 
 class LayerAdapter(Module):
@@ -68,7 +71,12 @@ class LoraLayer(Module):
         self.merged: dict[str, float] | None = None
         self._originals: list[tuple[Parameter, Any, Backend]] = []
         self._handles: dict[str, tuple[Any, Any]] = {}
-        self._moved: tuple[tuple[Any, ...], Any] | None = None
+        self._moved: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
+        self.owner(Owner())
+
+    def owner(self, owner: Owner) -> None:
+        """Say for whom calls choose adapters that this layer then acts by."""
+        self._owner = owner
 
     # Adapters
 
@@ -150,10 +158,18 @@ class LoraLayer(Module):
     # Forward
 
     def forward(self, x: Any) -> Any:
-        """What the base makes of x, and the active adapters' updates."""
-        if not self.active or not self.enabled or self.merged is not None:
+        """What the base makes of x, and the updates of the adapters that are active, or that the call selects."""
+        if not self.enabled or self.merged is not None:
             return self.base(x)
-        active = [(self.adapter(name), weight) for name, weight in self.active.items()]
+        selected = chosen(self._owner)
+        if selected is not None and selected.index is not None:
+            return forward_rows(self, x, selected)
+        weights = self.active if selected is None else selected.groups[0]
+        active = [(self.adapter(name), weight) for name, weight in weights.items() if selected is None or name in vars(self.adapters)]
+        return self.act(x, active) if active else self.base(x)
+
+    def act(self, x: Any, active: list[tuple[LayerAdapter, float]]) -> Any:
+        """What the base makes of x, and the updates of these adapters with their weights, at least one."""
         if self.layer_type is None:
             return self._with_bias(self.base(x), None, active)
         x, bias = self.base.input(x), self.base_bias()
@@ -165,11 +181,17 @@ class LoraLayer(Module):
         if self.layer_type is None or not self.layer_type.chains or type(self).forward is not LoraLayer.forward:
             return None
         link: Link | None = self.base.link()
-        if link is None or not self.active or not self.enabled or self.merged is not None:
+        if link is None or not self.enabled or self.merged is not None:
             return link
-        if len(self.active) > 1 or not self.use_fused:
+        selected = chosen(self._owner)
+        if selected is not None and selected.index is not None:
             return None
-        ((name, weight),) = self.active.items()
+        weights = self.active if selected is None else {n: w for n, w in selected.groups[0].items() if n in vars(self.adapters)}
+        if not weights:
+            return link
+        if len(weights) > 1 or not self.use_fused:
+            return None
+        ((name, weight),) = weights.items()
         layer_adapter = self.adapter(name)
         adapter = layer_adapter.block("")
         if adapter is None or layer_adapter.bias is not None or adapter.method.name != "lora" or adapter.drops:
@@ -227,13 +249,16 @@ class LoraLayer(Module):
             return layer_type.own_matrix(base)
         parts = [(vars(part), part.scaling * w) for _, part, w in moved]
         key = (weight.data, *(x for held, factor in parts for x in (held["initial_A"].data, held["initial_B"].data, factor)))
-        if self._moved is None or not _alike(self._moved[0], key):
+        place = tuple(x if isinstance(x, float) else id(x) for x in key)
+        found = self._moved.get(place)
+        if found is None or not _alike(found[0], key):
             matrix, ranges = np.array(layer_type.read(base)), layer_type.blocks(base)
             for block, part, w in moved:
                 start, stop = ranges[block]
                 matrix[:, start:stop] -= matrix.dtype.type(w) * part.offset()
-            self._moved = key, layer_type.hold(base, matrix)
-        return self._moved[1]
+            found = key, layer_type.hold(base, matrix)
+            self._moved = dict(list(self._moved.items())[1 - MOST_MOVED :]) | {place: found}  # a new dict: other threads may be reading
+        return found[1]
 
     def _without_first(self, x: Tensor, product: Tensor, active: Sequence[tuple[LayerAdapter, float]]) -> Tensor:
         """A product with a weight that trains, less what the inits take off."""
@@ -360,17 +385,6 @@ def check_adapter_name(name: str) -> None:
     """Raise ConfigError unless the name can stand in dotted names and in files."""
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
         raise ConfigError(f"An adapter's name is made of letters, digits, '-' and '_' and starts with a letter or digit, found {name!r}.")
-
-
-def as_weights(active: Active) -> dict[str, float]:
-    """Active adapters as a mapping of names to finite weights. Raises ConfigError."""
-    if isinstance(active, str):
-        return {active: 1.0}
-    weights = dict(active) if isinstance(active, Mapping) else dict.fromkeys(active, 1.0)
-    for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
-            raise ConfigError(f"The weight of adapter {name!r} must be a finite number, found {weight!r}.")
-    return {name: float(weight) for name, weight in weights.items()}
 
 
 def _alike(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:

@@ -29,6 +29,8 @@ class LayerType(Generic[M]):
     For a method that is not `proportional` it is taken at weight 1 and without dropout only, so `mask` is None there.
     """
 
+    plain: ClassVar[bool] = False
+    """Whether `apply(module, x, m)` is x m for inputs (..., d): then rows of a batch that have adapters of their own share one product."""
     chains: ClassVar[bool] = False
     """Whether the product is x W and nothing else, so that neighbouring layers may go through one op (`Module.link`)."""
 
@@ -100,7 +102,7 @@ def _dora_linear(module: Linear, w: Any, x: Tensor, adapter: Any, scaling: float
 class LinearType(LayerType[Linear]):
     """`Linear`: x W."""
 
-    name, module, linear, chains = "linear", Linear, True, True
+    name, module, linear, plain, chains = "linear", Linear, True, True, True
     fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora_linear, "dora": _dora_linear}
 
     def apply(self, module: Linear, x: Any, m: Any) -> Tensor:

@@ -11,18 +11,32 @@ from ..errors import ConfigError, DtypeError, FormatError, StateError, UnknownNa
 from ..nn import MLP, Buffer, Module, Parameter, Sequential
 from ..nn.containers import interleave
 from ..nn.state import state_faults
+from ..nn.version import version
 from ..plugins import Registry, default_registry
 from . import files
 from .chain import pretrained_layers
 from .config import LoraConfig
 from .control import Controller
 from .fingerprint import fingerprint
-from .layer import Active, LoraLayer, as_weights, check_adapter_name
+from .gate import Gate, alone
+from .layer import LoraLayer, check_adapter_name
 from .merging import folded_arrays, merge_layers
 from .placing import biased_modules, rank_faults
 from .report import Summary, summarize
+from .selection import Owner, Selected, Selection, selection, using
 from .targets import Choice, explain, find_candidates, select
 from .tree import ROOT, modules, own, swap, walk
+from .weights import Active, as_weights
+
+
+class _Active:
+    """What stands for the active adapters where a call selects none."""
+
+    def __repr__(self) -> str:
+        return "the active adapters"
+
+
+ACTIVE: Any = _Active()
 
 
 class LoraModel(Module):
@@ -44,6 +58,8 @@ class LoraModel(Module):
         self.registry = registry or default_registry()
         self.enabled = True
         self._configs: dict[str, LoraConfig] = {}
+        self._owner, self._gate = Owner(), Gate()
+        self._allowed: tuple[Any, dict[Any, Any]] = (None, {})
 
     # Making one
 
@@ -123,6 +139,7 @@ class LoraModel(Module):
         """The merged adapters and their weights; empty if none are."""
         return {name: weight for layer in self.layers.values() for name, weight in (layer.merged or {}).items()}
 
+    @alone
     def add_adapter(self, name: str, config: LoraConfig, *, check_rank: bool = True, filled: bool = True) -> None:
         """Add an adapter, which starts without effect and is not active yet. Raises ConfigError with every fault; all or nothing.
 
@@ -158,9 +175,11 @@ class LoraModel(Module):
         if layer is None:
             layer = LoraLayer(inner, self.registry.layer_type(inner), name=name, registry=self.registry).train(self.training)
             layer.enabled = self.enabled
+            layer.owner(self._owner)
             self.base = swap(self.base, inner, layer)
         return layer
 
+    @alone
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter. Raises UnknownNameError, or StateError while anything is merged."""
         self._check(name)
@@ -176,6 +195,7 @@ class LoraModel(Module):
             if not layer.names():
                 self.base = swap(self.base, layer, layer.base)
 
+    @alone
     def set_active(self, active: Active) -> None:
         """Choose the active adapters: a name, names, or a mapping of names to weights (1 otherwise); none if empty."""
         weights = as_weights(active)
@@ -184,12 +204,14 @@ class LoraModel(Module):
         for layer in self.layers.values():
             layer.activate({name: weight for name, weight in weights.items() if name in layer.names()})
 
+    @alone
     def enable(self) -> None:
         """Let the active adapters act."""
         self.enabled = True
         for layer in self.layers.values():
             layer.enabled = True
 
+    @alone
     def disable(self) -> None:
         """Compute what the base alone computes, to the last bit. Raises StateError while an adapter is merged."""
         self._no_merge("switch the adapters off")
@@ -208,9 +230,42 @@ class LoraModel(Module):
             if before:
                 self.enable()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the base computes, with the active adapters."""
-        return self.base(*args, **kwargs)
+    def forward(self, *args: Any, adapter: Selected = ACTIVE, **kwargs: Any) -> Any:
+        """What the base computes, with the active adapters, or those that `adapter` selects for this call.
+
+        `adapter`: a name; a dict of names and weights; None for the base alone; or a list with one of these for each row of the batch
+        (`PerRow` says more). Calls in other threads do not see it, and nothing is left changed. Raises UnknownNameError, StateError
+        while an adapter is merged or the adapters are switched off, and ShapeError where a layer does not have the rows on axis 0.
+        """
+        with self._gate:
+            if adapter is ACTIVE:
+                return self.base(*args, **kwargs)
+            with using(self._owner, self._selection(adapter)):
+                return self.base(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def using(self, adapter: Selected) -> Iterator[None]:
+        """Within the block, in this thread, calls use these adapters where they select none themselves: for code that passes none on."""
+        with self._gate:
+            chosen = self._selection(adapter)
+        with using(self._owner, chosen):
+            yield
+
+    def _selection(self, adapter: Selected) -> Selection:
+        """A selection that the model can follow now; what is found of names holds for as long as nothing is changed."""
+        now, allowed = self._allowed
+        if now is not version.now:
+            now = version.now  # before anything is asked
+            if not self.enabled:
+                raise StateError("Cannot select adapters for a call while they are switched off; enable() first.")
+            self._no_merge("select adapters for a call")
+            allowed = {}
+            self._allowed = now, allowed
+        chosen = selection(adapter)
+        if not allowed.keys() >= chosen.names():
+            self._check(*chosen.names())
+            allowed.update(dict.fromkeys(chosen.names()))
+        return chosen
 
     def _check(self, *names: str) -> None:
         for name in names:
@@ -271,6 +326,7 @@ class LoraModel(Module):
 
     # Merging
 
+    @alone
     def merge(self, active: Active | None = None) -> None:
         """Fold adapters (the active ones if none are named) into the base's weights, until `unmerge`.
 
@@ -287,6 +343,7 @@ class LoraModel(Module):
             raise StateError("Cannot merge while the adapters are switched off; enable() first.")
         merge_layers(self.base, self.layers, weights)
 
+    @alone
     def unmerge(self) -> None:
         """Put the base's original arrays back, the very same bits. Raises StateError if nothing is merged."""
         if not self.merged:
@@ -318,6 +375,7 @@ class LoraModel(Module):
             self.merge(active)
         return self._strip()
 
+    @alone
     def _strip(self) -> Module:
         for layer in self.layers.values():
             self.base = swap(self.base, layer, layer.base)
@@ -353,6 +411,7 @@ class LoraModel(Module):
             for key, value in layer.adapter(adapter).tensors().items()
         }
 
+    @alone
     def load_state(self, state: Mapping[str, Any], adapter: str = "default") -> None:
         """Take over all arrays of an adapter. Raises FormatError, which lists every fault, and changes nothing then.
 

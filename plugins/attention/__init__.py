@@ -10,7 +10,7 @@ from loratk.nn import QKVProjection
 class QKVType(LayerType[QKVProjection]):
     """`QKVProjection`: x W, with an adapter of its own for each of the column blocks q, k and v."""
 
-    name, module, linear = "qkv", QKVProjection, True
+    name, module, linear, plain = "qkv", QKVProjection, True, True
 
     def apply(self, module: QKVProjection, x: Any, m: Any) -> Tensor:
         """(..., d), (d, c) -> (..., c)."""

@@ -22,6 +22,9 @@ class PackedWeight:
         self._forward = self._backward = None
         self.plans = {}  # of chains that begin here: see `chain`
 
+    def __reduce__(self):  # copies and pickles are packed anew, and have no plans, which hold addresses
+        return PackedWeight, (self._w,)
+
     @property
     def nbytes(self):
         """Bytes held beyond the array itself."""

@@ -1,0 +1,130 @@
+"""Which adapters one call of a model uses instead of the active ones: for that call alone, in the thread that makes it."""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextvars import Token
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, ShapeError
+from ..nn.variant import Variant, variant
+from .weights import as_weights
+
+Choice = str | Mapping[str, float] | None
+"""An adapter by its name, several with weights, or None for the base alone."""
+MIXED = "rows"
+
+
+class PerRow:
+    """A choice of adapters for each row of a batch, axis 0 of what the model is given.
+
+    A layer must see the same rows on its own axis 0, which is checked by their number. With `flattened` one may also see each row's
+    parts one after the other, so many for every row, as after reshaping (n, t, d) to (n * t, d).
+    """
+
+    def __init__(self, choices: Iterable[Choice], *, flattened: bool = False) -> None:
+        self.choices, self.flattened = tuple(choices), flattened
+
+
+Selected = Choice | Sequence[Choice] | PerRow
+
+
+class Owner:
+    """What a model and its layers have in common, so that a choice made for one model is not taken for another's."""
+
+
+class Selection:
+    """A choice in its final form: different groups of adapters with weights, and the group of each row, or None for all rows one group.
+
+    A row without adapters has the index -1.
+    """
+
+    __slots__ = ("flattened", "groups", "index", "key")
+
+    def __init__(self, groups: Sequence[Mapping[str, float]], index: np.ndarray | None, flattened: bool = False) -> None:
+        self.groups, self.index, self.flattened = tuple(groups), index, flattened
+        self.key: Hashable = MIXED if index is not None else tuple(self.groups[0].items())
+
+    def names(self) -> set[str]:
+        """The adapters it names."""
+        return {name for group in self.groups for name in group}
+
+    def rows(self, shape: Sequence[int], where: str) -> np.ndarray:
+        """The group of each row of an input or output of that shape. Raises ShapeError, which names the layer."""
+        assert self.index is not None
+        n, found = len(self.index), shape[0] if shape else None
+        if found == n:
+            return self.index
+        if self.flattened and found and n and found % n == 0:
+            return np.repeat(self.index, found // n)
+        more = " or a multiple of them" if self.flattened else ""
+        raise ShapeError(
+            f"{n} rows were given adapters; layer {where!r} must have them on axis 0{more}, found shape {tuple(shape)}. Give one name for "
+            "each row of the batch (several adapters for all rows are a dict of weights). If a module before it made (n, t, d) into "
+            "(n * t, d), pass PerRow(names, flattened=True); if rows are moved to another axis, they cannot have their own adapters here."
+        )
+
+
+def selection(adapter: Any) -> Selection:
+    """The selection that a caller means. Raises ConfigError."""
+    if adapter is None:
+        return NOTHING
+    if isinstance(adapter, str):
+        return _named(adapter)
+    if isinstance(adapter, Mapping):
+        return Selection([as_weights(adapter)], None)
+    if isinstance(adapter, np.ndarray):
+        adapter = adapter.tolist()
+    if not isinstance(adapter, (PerRow, list, tuple)):
+        raise ConfigError(
+            "adapter must be a name, a dict of names and weights, None for the base alone, or a list with one of these for each row, "
+            f"found {adapter!r}."
+        )
+    given = adapter if isinstance(adapter, PerRow) else PerRow(adapter)
+    keys = [_key(at, each) for at, each in enumerate(given.choices)]
+    groups = sorted({key for key in keys if key})
+    places = {key: at for at, key in enumerate(groups)} | {(): -1}
+    index = np.fromiter((places[key] for key in keys), np.int64, len(keys))
+    index.flags.writeable = False
+    return Selection([dict(key) for key in groups], index, given.flattened)
+
+
+def _key(row: int, choice: Choice) -> tuple[tuple[str, float], ...]:
+    if choice is None:
+        return ()
+    if isinstance(choice, str):
+        return ((choice, 1.0),)
+    if isinstance(choice, Mapping):
+        return tuple(as_weights(choice).items())
+    raise ConfigError(f"Each row's adapter is a name, a dict of names and weights, or None, found {choice!r} for row {row}.")
+
+
+@lru_cache(4096)
+def _named(name: str) -> Selection:
+    return Selection([{name: 1.0}], None)
+
+
+NOTHING = Selection([{}], None)
+
+
+class using:
+    """Within a `with` block, in this context alone, layers of that owner act by a selection."""
+
+    def __init__(self, owner: Owner, chosen: Selection) -> None:
+        self._owner, self._chosen = owner, chosen
+        self._token: Token[Variant | None] | None = None
+
+    def __enter__(self) -> None:
+        before = variant.get()
+        self._token = variant.set(Variant({**({} if before is None else before.chosen), self._owner: self._chosen}))
+
+    def __exit__(self, *error: object) -> None:
+        assert self._token is not None
+        variant.reset(self._token)
+
+
+def chosen(owner: Owner) -> Selection | None:
+    """What the calling context has selected for that owner; None for nothing."""
+    now = variant.get()
+    return None if now is None else now.chosen.get(owner)
