@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .algebra.combine import combine
+    from .algebra.combining import combine
     from .algebra.conversion import lora_of
     from .algebra.extraction import extract
     from .algebra.interference import compare
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "algebra.combine": "combine",
+    "algebra.combining": "combine",
     "algebra.conversion": "lora_of",
     "algebra.extraction": "extract",
     "algebra.interference": "compare",

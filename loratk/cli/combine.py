@@ -14,7 +14,7 @@ from .context import pairs, registry
 from .show import clean, table, track
 
 if TYPE_CHECKING:
-    from ..algebra.combine import Combined
+    from ..algebra.combining import Combined
     from ..algebra.sources import Source
 
 FILE = click.Path(path_type=Path)
@@ -62,7 +62,7 @@ def command(adapters: tuple[str, ...], **given: Any) -> None:
         raise click.UsageError(f"{', '.join(idle)} would have no effect without -o.")
     if given["base_order"] and not given["base"]:
         raise click.UsageError("--base-order is for --base.")
-    from ..algebra.combine import combine
+    from ..algebra.combining import combine
     from ..algebra.resizing import refuse_existing
     from ..exchange.base import opened_base
 

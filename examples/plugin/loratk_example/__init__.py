@@ -3,7 +3,7 @@
 from typing import Any
 
 from loratk import LayerType, Method, hookimpl
-from loratk.algebra.rules import MergeRule
+from loratk.algebra import MergeRule
 from loratk.exchange import AdapterFormat
 from loratk.io import Store
 

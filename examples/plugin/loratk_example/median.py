@@ -1,10 +1,11 @@
 """A merge rule: the median of what adapters add to each weight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from loratk.algebra.rules import Columns, DenseRule, Options
+from loratk.algebra import Columns, DenseRule
 
 
 class Median(DenseRule):
@@ -15,6 +16,6 @@ class Median(DenseRule):
 
     name, title = "median", "median of what each adds, entry by entry"
 
-    def merge(self, columns: Sequence[Columns], weights: Sequence[float], options: Options) -> np.ndarray:
+    def merge(self, columns: Sequence[Columns], weights: Sequence[float], options: Mapping[str, Any]) -> np.ndarray:
         """Columns of the median."""
         return np.median([weight * one.values for one, weight in zip(columns, weights, strict=True)], axis=0)
