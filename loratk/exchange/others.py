@@ -8,9 +8,10 @@ adalora   adalora_A, adalora_B, adalora_E                B (E * A)
 vera      vera_lambda_b, vera_lambda_d                   b * B[:k] (d * A[:, :d])                    A and B, d
 glora     a1, a2, b1, b2 (bm)                            b1 bm b2 + W a1 a2                          W
 ia3       ia3_l, or weight and on_input                  W * (l - 1), or W * weight                  W
+sparse    sparse_index, sparse_values                    the values at the places j d + i
 dora_in   lora_up, lora_down (lora_mid), dora_scale      W' - W, a norm for each input               W
 
-Any but VeRA, AdaLoRA and IA3 may have a dora_scale: of outputs it is DoRA's magnitude, of inputs it is as for dora_in.
+Any but VeRA, AdaLoRA, IA3 and sparse may have a dora_scale: of outputs it is DoRA's magnitude, of inputs it is as for dora_in.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LOW: Mapping[str, Callable[[Other], Pair]] = {
     "glora": lambda other: lowrank.glora(other.wide, other.weight),
 }
 """The methods whose update is a product of small matrices."""
-KNOWN = frozenset({*LOW, "ia3"})
+KNOWN = frozenset({*LOW, "ia3", "sparse"})
 NEEDED: Mapping[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
     "loha": ((("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),),
     "lokr": ((("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")), (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))),
@@ -48,6 +49,7 @@ NEEDED: Mapping[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
     "vera": ((("vera_lambda_b", "vera_lambda_d"),),),
     "glora": ((("a1", "a2", "b1", "b2"),),),
     "ia3": ((("ia3_l",), ("weight", "on_input")),),
+    "sparse": ((("sparse_index", "sparse_values"),),),
 }
 """By method the sets of parameters of which one must be there; LoKr needs one of two such lists each."""
 OF_VERA = {"vera_A", "vera_B"}
@@ -145,6 +147,8 @@ class Other:
     def _update(self) -> np.ndarray:
         if self.method == "ia3":
             return self.weight * self.factor()
+        if self.method == "sparse":
+            return self.scaling * self._scattered()
         if self.method == "glora" and not self.low:
             return self.scaling * self._glora()
         left, right = LOW[self.method](self)
@@ -208,6 +212,8 @@ class Other:
         if "on_input" in self.held:
             return not self.wide["on_input"].any()
         factors, (k, d) = self.wide["ia3_l"], self.sizes
+        if "side" in self.record:
+            return bool(self.record["side"] == "outputs")
         if factors.ndim == 2:
             return factors.shape[1] == 1
         channels = d // math.prod(self.window)
@@ -223,6 +229,15 @@ class Other:
         weight = self.weight.reshape(len(self.weight), len(a1), -1)
         moved = np.einsum("kcw,cr,re->kew", weight, a1, a2, optimize=True).reshape(len(weight), -1)
         return np.asarray(left @ right + moved)
+
+    def _scattered(self) -> np.ndarray:
+        """A sparse change, (k, d)."""
+        (k, d), index, values = self.sizes, self.held["sparse_index"], self.wide["sparse_values"]
+        if index.dtype.kind not in "iu" or index.shape != values.shape or ((index < 0) | (index >= k * d)).any():
+            raise FormatError(f"its places must be integers below {k * d}, one for each value; found {index.dtype} {index.shape}")
+        dense = np.zeros(k * d)
+        dense[index] = values
+        return dense.reshape(k, d)
 
     def _sparse(self, shape: tuple[int, int]) -> np.ndarray:
         """The sparse part of an extracted LoCon, (k, d)."""

@@ -231,6 +231,12 @@ def _scatter_add_rows(rng: np.random.Generator, dtype: Any, rows: int) -> list[E
     return [(pair, {"rows": 6}) for pair in ((g, index), (strided(g), index[::-1]), (g.reshape(rows, 1, K), narrow))]
 
 
+@examples("scatter")
+def _scatter(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    x, index = draw(rng, dtype, rows), rng.permutation(2 * rows + 3)[:rows]
+    return [((x, each), {"size": 2 * rows + 3}) for each in (index, np.sort(index).astype(np.int32), index[::-1])]
+
+
 @examples("softmax", "log_softmax")
 def _softmax(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     x = draw(rng, dtype, rows, K)

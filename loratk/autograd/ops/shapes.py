@@ -90,3 +90,20 @@ def _gather_rows(K: Any, out: Any, w: Any, index: Any) -> Any:
 
 
 defvjp("gather_rows", _gather_rows, None)
+
+
+def scatter(x: Any, index: Any, size: int) -> Tensor:
+    """Zeros with the entries of x at the places `index`, each of which occurs once: (n,), integers (n,) in [0, size) -> (size,).
+
+    The caller vouches for the places.
+    """
+    if len(x.shape) != 1 or tuple(index.shape) != tuple(x.shape):
+        raise ShapeError(f"scatter needs entries and places of one length, found shapes {tuple(x.shape)} and {tuple(index.shape)}.")
+    return apply("scatter", x, index, size=size)
+
+
+def _scatter(K: Any, out: Any, x: Any, index: Any, size: int) -> Any:
+    return lambda g: K.reshape(K.gather_rows(K.reshape(g, shape=(size, 1)), index), shape=(-1,))
+
+
+defvjp("scatter", _scatter, None)

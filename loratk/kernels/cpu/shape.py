@@ -3,11 +3,11 @@
 import numpy as np
 
 from ..memory import empty
-from ..reference.shape import concat, getitem, getitem_grad, reshape, transpose
+from ..reference.shape import concat, getitem, getitem_grad, reshape, scatter, transpose
 from ..runtime import jit, parallel_for
 from .split import GRAIN, row_grain, row_index
 
-__all__ = ["concat", "gather_rows", "getitem", "getitem_grad", "reshape", "scatter_add_rows", "transpose"]
+__all__ = ["concat", "gather_rows", "getitem", "getitem_grad", "reshape", "scatter", "scatter_add_rows", "transpose"]
 
 
 def gather_rows(w, index):

@@ -14,7 +14,7 @@ from .arrays import asarray, asarrays, empty, flat, numpy, reshaped, zeros
 from .device import launch
 from .geometry import axes_of, collapse, offset, offset_in, picture, steps_of
 
-__all__ = ["concat", "gather_rows", "getitem", "getitem_grad", "reshape", "scatter_add_rows", "transpose"]
+__all__ = ["concat", "gather_rows", "getitem", "getitem_grad", "reshape", "scatter", "scatter_add_rows", "transpose"]
 
 
 @cuda.jit
@@ -174,4 +174,20 @@ def scatter_add_rows(g, index, *, rows):
     following, first = empty(index.size, np.int64), empty(index.size, np.bool_)
     launch(_link, index.size, flat(index), following, first)
     launch(_scatter, g.size, flat(g), flat(index), following, first, flat(out), k, g.size)
+    return out
+
+
+@cuda.jit
+def _scatter_each(x, index, out):
+    i = cuda.grid(1)
+    if i < x.size:
+        out[index[i]] = x[i]
+
+
+def scatter(x, index, *, size):
+    """Zeros (size,) with x at index, each of which occurs once: (n,), integers (n,) in [0, size) -> (size,). Raises IndexError."""
+    x, index = asarrays(x, index)
+    need_inside("scatter", index, size)
+    out = zeros(size, x.dtype)
+    launch(_scatter_each, x.size, flat(x), flat(index), out)
     return out

@@ -1,8 +1,8 @@
-"""Moving elements without computing: reshape, transpose, indexing, joining, gathering rows."""
+"""Moving elements without computing: reshape, transpose, indexing, joining, gathering rows, scattering."""
 
 import numpy as np
 
-__all__ = ["concat", "gather_rows", "getitem", "getitem_grad", "reshape", "scatter_add_rows", "transpose"]
+__all__ = ["concat", "gather_rows", "getitem", "getitem_grad", "reshape", "scatter", "scatter_add_rows", "transpose"]
 
 
 def reshape(x, *, shape):
@@ -41,4 +41,11 @@ def scatter_add_rows(g, index, *, rows):
     """Sum of the rows of g by index, in their order: (..., k), integers (...,) -> (rows, k)."""
     out = np.zeros((rows, g.shape[-1]), g.dtype)
     np.add.at(out, index.reshape(-1), g.reshape(-1, g.shape[-1]))
+    return out
+
+
+def scatter(x, index, *, size):
+    """Zeros (size,) with x at index, each of which occurs once: (n,), integers (n,) in [0, size) -> (size,)."""
+    out = np.zeros(size, x.dtype)
+    out[index] = x
     return out
