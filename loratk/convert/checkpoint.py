@@ -102,7 +102,7 @@ def merge(
     """
     registry, out, given = registry or default_registry(), Path(out), [adapters] if isinstance(adapters, Given) else list(adapters)
     weights = [1.0] * len(given) if weights is None else [float(weight) for weight in weights]
-    _check(dtype, weights, given, residual, force)
+    _check(out, dtype, weights, given, residual, force)
     with Checkpoint(base, registry.stores, order) as opened:
         target = choose_target(out, opened, registry.stores, to)
         check_free(target, opened, force)
@@ -128,13 +128,8 @@ def merge(
         if dry_run:
             return planned
         sealing = _Sealing(opened, ledger, loaded, mark, dtype, seed if stochastic else None)
-        keeping = _Keeping(
-            opened,
-            registry,
-            [item.name for item in job.items if not item.copied],
-            None if residual is None else Path(residual),
-            residual_level,
-        )
+        anew = [item.name for item in job.items if not item.copied]
+        keeping = _Keeping(opened, registry, anew, None if residual is None else Path(residual), residual_level)
         written = write(
             Order(
                 target, Source(opened), job.items, sealing.strings, job.explain, lambda lines: _misfit(out, base, lines),
@@ -214,7 +209,9 @@ class _Keeping:
             self.size = write_residual(self.path, Source(self.base), Source(result), self.names, ledger.merges[-1], self.level)
 
 
-def _check(dtype: str | None, weights: Sequence[float], given: Sequence[Given], residual: str | Path | None, force: bool) -> None:
+def _check(
+    out: Path, dtype: str | None, weights: Sequence[float], given: Sequence[Given], residual: str | Path | None, force: bool
+) -> None:
     """Raises ConfigError for an unknown dtype and weights that make no sense, StoreError for a residual that is there already."""
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}.")
@@ -222,6 +219,8 @@ def _check(dtype: str | None, weights: Sequence[float], given: Sequence[Given], 
         raise ConfigError(f"each adapter needs a weight: there are {len(given)} adapters and {len(weights)} weights")
     if wrong := [weight for weight in weights if not math.isfinite(weight)]:
         raise ConfigError(f"a weight must be a finite number, found {wrong[0]}")
+    if residual is not None and Path(residual).resolve() == out.resolve():
+        raise ConfigError(f"the residual and the result cannot both be '{out}'; give the residual another name")
     if residual is not None and Path(residual).exists() and not force:
         raise StoreError(f"'{residual}' is there already and was left as it is; pass force=True (--force) to replace it.")
 

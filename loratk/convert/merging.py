@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, FormatError, UnknownNameError, choices
 from ..exchange import AdapterState
-from ..exchange.bake import dora_update
 from ..exchange.base import EMBEDDINGS, input_first
-from ..exchange.factors import dense_update
 from ..exchange.joining import joined
 from ..exchange.others import KNOWN, Other
 from ..exchange.plain import input_first as to_input_first
@@ -21,20 +18,16 @@ from ..exchange.plain import is_shared, shared_of
 from ..exchange.plain import output_first as to_output_first
 from ..exchange.transform import cast_array
 from ..io.lazy import info
-from ..kernels import get_backend
+from ..lora import Method
 from ..plugins import Registry
 from . import experts
+from .deltas import Arrays, Delta, Record, add_product, as_slice, by_outputs, delta_of, is_product, wide
 from .products import Product
 
-Arrays = dict[str, np.ndarray]
-Record = Mapping[str, Any]
-BLOCK = 1 << 20
 Adding = Callable[[np.ndarray, np.ndarray], object]
 """Given the sum so far, which it changes, and the base's own array."""
 Part = Callable[[np.ndarray], np.ndarray]
 """A view of an array, input first: all of a weight, some columns of it, or one expert."""
-Delta = Callable[[np.ndarray, Arrays], np.ndarray]
-"""Given a weight (d, k) and the parameters in float64, the update (d, k)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +152,14 @@ class Merging:
     def _update(self, module: str, record: Record, held: Arrays, shared: Arrays) -> None:
         owner, columns = module, slice(None)
         if "columns" in record:  # a block of a fused projection, named after it
-            owner, columns = module.rpartition(".")[0], _slice(record["columns"])
+            owner, columns = module.rpartition(".")[0], as_slice(record["columns"])
 
         def part(array: np.ndarray) -> np.ndarray:
             return self._oriented(array, owner, record)[..., columns]
 
         name = self._name(owner, "weight")
         product = None
-        if _is_product(record) and held.keys() == {"lora_A", "lora_B"} and len(info(self.base, name)[0]) > 1:
+        if is_product(record) and held.keys() == {"lora_A", "lora_B"} and len(info(self.base, name)[0]) > 1:
             scale = float(record["scaling"]) * self._weight
             product = Product(held["lora_A"], held["lora_B"], scale, columns, self._turned(owner, record, info(self.base, name)[0]))
         self._change(owner, name, part, record, held, shared, product)
@@ -179,23 +172,25 @@ class Merging:
         acts_as = math.prod(shape[:-1]), shape[-1]
         if record.get("shape", list(acts_as)) != list(acts_as):
             raise FormatError(f"it was made for a weight of shape {record['shape']}, {name!r} acts as {list(acts_as)}")
-        if record["method"] in KNOWN and record["method"] not in self.registry.methods:
+        if record["method"] in KNOWN and (record.get("orientation") == "torch" or record["method"] not in self.registry.methods):
             delta = self._other(owner, record, held, shared, shape)
         else:
-            delta = _delta(acts_as, record, held, self.registry)
+            delta = delta_of(acts_as, record, held, self.registry)
+            self._bias_of(owner, record, held)
 
         times = self._weight
 
         def change(total: np.ndarray, own: np.ndarray) -> None:
             into = part(total)
-            tensors = {key: tensor.astype(np.float64) for key, tensor in held.items()}
-            if _is_product(record) and into.ndim == 2:
-                _add_product(into, tensors["lora_A"], tensors["lora_B"] * (float(record["scaling"]) * times))
+            tensors = {key: wide(tensor) for key, tensor in held.items()}
+            if is_product(record) and into.ndim == 2:
+                add_product(into, tensors["lora_A"], tensors["lora_B"] * (float(record["scaling"]) * times))
                 return
-            block = part(own)
-            weight = np.ascontiguousarray(block, np.float64).reshape(acts_as)
-            update = delta(weight, tensors).reshape(block.shape)
-            into += update if times == 1 else times * update
+            for some, those in by_outputs(record, tensors):
+                block = part(own)[..., some]
+                weight = np.ascontiguousarray(block, np.float64).reshape(acts_as[0], -1)
+                update = delta(weight, those).reshape(block.shape)
+                into[..., some] += update if times == 1 else times * update
 
         self._put(name, change, product)
 
@@ -221,6 +216,20 @@ class Merging:
             return to_input_first(replace(other, base_weight=lambda: to_output_first(weight, window)).delta(), window)
 
         return delta
+
+    def _bias_of(self, module: str, record: Record, held: Arrays) -> None:
+        """Plan what a method of loratk's own changes in the bias."""
+        method = self.registry.method(record["method"])
+        if type(method).bias_delta is Method.bias_delta or not self._has(module, "bias"):
+            return
+        columns, times = as_slice(record["columns"]) if "columns" in record else slice(None), self._weight
+
+        def change(total: np.ndarray, own: np.ndarray) -> None:
+            tensors = {key: wide(tensor) for key, tensor in held.items()}
+            more = method.bias_delta(own[columns].astype(np.float64), tensors, float(record.get("scaling", 1.0)))
+            total[columns] += 0.0 if more is None else times * more
+
+        self._put(self._name(module, "bias"), change)
 
     def _whole(self, module: str, method: str, key: str, tensor: np.ndarray) -> None:
         """A parameter that replaces the base's, or is added to it; it comes in torch's order. Of a weight other than 1 it goes that far."""
@@ -261,35 +270,3 @@ class Merging:
         shape, dtype = info(self.base, name)
         if dtype.kind != "f" or not shape:
             raise FormatError(f"{name!r} must be an array of floating-point numbers, found {dtype} {shape}")
-
-
-def _is_product(record: Record) -> bool:
-    return record["method"] == "lora" and record.get("groups", 1) == 1
-
-
-def _add_product(into: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
-    """Add A B to a matrix (d, k) by blocks of rows: of plain LoRA neither the weight nor the update is needed whole."""
-    rows = max(1, BLOCK // max(1, b.shape[1]))
-    for start in range(0, len(a), rows):
-        into[start : start + rows] += a[start : start + rows] @ b
-
-
-def _delta(acts_as: tuple[int, int], record: Record, held: Arrays, registry: Registry) -> Delta:
-    """What gives the update of a weight (d, k): the method, or for grouped convolutions, which methods do not know, the factors."""
-    method = registry.method(record["method"])
-    if record.get("groups", 1) != 1 and record["method"] in ("lora", "dora"):
-        if "magnitude" in held:
-            return lambda weight, tensors: dora_update(weight, record, tensors)
-        return lambda weight, tensors: dense_update(record, tensors)
-    want = method.shapes(*acts_as, record.get("rank", 0))
-    got = {key: tensor.shape for key, tensor in held.items()}
-    if want != got:
-        raise FormatError(f"for a {acts_as} weight its tensors must be {want}, found {got}")
-    scaling = float(record.get("scaling", 1.0))
-    return lambda weight, tensors: np.asarray(method.delta(get_backend("reference"), weight, tensors, scaling))
-
-
-def _slice(columns: Any) -> slice:
-    if not isinstance(columns, list) or len(columns) != 2 or not all(isinstance(place, int) for place in columns):
-        raise FormatError(f"its record must give columns as [start, stop], found {columns!r}")
-    return slice(*columns)

@@ -28,5 +28,5 @@ def add_checksum(words, at, sums):
         low, high = run & LOWER, run >> HALF
         for lane in range(2):
             key = KEY[first + SHIFT * lane : first + SHIFT * lane + len(run)]
-            sums[block, lane] += (((low + (key & LOWER)) & LOWER) * ((high + (key >> HALF)) & LOWER)).sum(dtype=np.uint64)
+            sums[block, lane : lane + 1] += (((low + (key & LOWER)) & LOWER) * ((high + (key >> HALF)) & LOWER)).sum(dtype=np.uint64)
         done += len(run)
