@@ -22,7 +22,7 @@ EPOCHS = 15
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a way reached, the mean over seeds: accuracy in %, numbers that train, bytes of the file, loss by step; milliseconds of a step."""
+    """What a way reached, a mean over seeds: accuracy in %, numbers that train, bytes of the file, loss by step; and the ms of a step."""
 
     label: str
     accuracy: float

@@ -36,7 +36,7 @@ WAYS = (
     Way("OLoRA", {"init": "olora"}),
     Way("MiCA", {"init": "mica"}),
     Way("EVA", {"init": "eva"}, needs="inputs"),
-    Way("CorDA", {"init": "corda"}, needs="inputs"),
+    Way("CorDA", {"init": "corda"}, needs="inputs", faster=0.1),
     Way("LoRA-GA", {"init": "lora_ga"}, needs="gradients"),
     Way("DoRA", {"method": "dora"}),
     Way("LoHa", {"method": "loha"}),
