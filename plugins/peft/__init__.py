@@ -29,6 +29,7 @@ class PeftFormat(AdapterFormat):
     options: ClassVar[Mapping[str, Option]] = {
         "alpha": Option("reading adapter_model.safetensors without its config: alpha of all modules"),
         "rslora": Option("reading without config: whether scaling is alpha / sqrt(rank)", False),
+        "residual_base": Option("reading PiSSA, OLoRA, CorDA, LoRA-GA: whether the base is the one that such training changed", False),
         "base_model_name_or_path": Option("writing: which base it is for"),
         "task_type": Option("writing: such as CAUSAL_LM"),
         "revision": Option("writing: of the base"),

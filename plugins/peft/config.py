@@ -139,7 +139,7 @@ class PeftConfig:
         if self.get("auto_mapping"):
             yield f"auto_mapping of {self.where} names code to import; loratk imports nothing, and leaves it out"
         init = self.get("init_lora_weights", True)
-        if isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        if isinstance(init, str) and init.lower().startswith("loftq"):
             yield f"init_lora_weights is {init!r}: training may have changed the base's weights, and the adapter fits the changed ones only"
         if self.get("alora_invocation_tokens"):
             yield "alora_invocation_tokens: it is meant to act from these tokens on only; loratk has it act everywhere"

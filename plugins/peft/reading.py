@@ -11,7 +11,7 @@ from loratk.errors import ConfigError
 from loratk.exchange import AdapterState, Request, config_for
 from loratk.io.safetensors import SafetensorsReader
 
-from . import beside, factors, others
+from . import beside, factors, first, others
 from .config import PeftConfig
 from .keys import TOKENS, Key, Stripped, parse
 from .targets import target_faults
@@ -74,7 +74,7 @@ def read(name: str, config: PeftConfig, file: SafetensorsReader, request: Reques
     if not adapter.modules and not adapter.found:
         adapter.found.append("it holds no tensor of an adapter")
     adapter.notes += config.notes()
-    state = AdapterState(name, {}, adapter.tensors, adapter.modules, *_header(adapter))
+    state = first.settled(adapter, AdapterState(name, {}, adapter.tensors, adapter.modules, *_header(adapter)))
     return (state if adapter.found else _configured(state, config)), adapter.notes, adapter.found
 
 
@@ -115,8 +115,9 @@ def _header(adapter: Adapter) -> tuple[str, dict[str, str]]:
 
 def _configured(state: AdapterState, config: PeftConfig) -> AdapterState:
     """A state with the LoraConfig it would have, where there is one."""
-    dropout = config.get("lora_dropout", 0.0)
+    dropout = config.get("vera_dropout" if config.method == "VERA" else "lora_dropout", 0.0)
     try:
-        return replace(state, config=config_for(replace(state, config={"dropout": float(dropout)} if 0 <= dropout < 1 else {})))
+        own = state.config | ({"dropout": float(dropout)} if 0 <= dropout < 1 else {})
+        return replace(state, config=config_for(replace(state, config=own)))
     except ConfigError:
-        return state
+        return replace(state, config={})
