@@ -1,4 +1,4 @@
-"""What this plugin adds to loratk: one layer type, one method, one store, one format, one merge rule."""
+"""What this plugin adds to loratk: one layer type, one method, one initialisation, one store, one format, one merge rule."""
 
 from typing import Any
 
@@ -6,14 +6,16 @@ from loratk import LayerType, Method, hookimpl
 from loratk.algebra import MergeRule
 from loratk.exchange import AdapterFormat
 from loratk.io import Store
+from loratk.lora import Init
 
 from .conv1d import Conv1d, Conv1dType
 from .jsonl import JsonLinesStore
 from .listing import ListingFormat
 from .loha import LoHa
 from .median import Median
+from .signs import Signs
 
-__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "ListingFormat", "LoHa", "Median"]
+__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "ListingFormat", "LoHa", "Median", "Signs"]
 
 
 @hookimpl
@@ -26,6 +28,12 @@ def register_layer_types() -> list[LayerType[Any]]:
 def register_methods() -> list[Method]:
     """LoHa."""
     return [LoHa()]
+
+
+@hookimpl
+def register_inits() -> list[Init]:
+    """Signs."""
+    return [Signs()]
 
 
 @hookimpl

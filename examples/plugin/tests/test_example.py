@@ -1,12 +1,12 @@
 """The contract of each kind ships with loratk; what is left to test is what is this plugin's own."""
 
 import numpy as np
-from loratk_example import Conv1d, Conv1dType, JsonLinesStore, ListingFormat, LoHa, Median
+from loratk_example import Conv1d, Conv1dType, JsonLinesStore, ListingFormat, LoHa, Median, Signs
 
 from loratk import AdapterState, LoraConfig, LoraModel, combine, ops
 from loratk.nn import Adam
 from loratk.plugins import default_registry
-from loratk.testing import check_format, check_layer_type, check_merge_rule, check_method, check_store
+from loratk.testing import check_format, check_init, check_layer_type, check_merge_rule, check_method, check_store
 
 
 def test_layer_type():
@@ -35,6 +35,15 @@ def test_method_has_more_rank_than_its_factors():
     parameters = {name: rng.standard_normal(shape) for name, shape in method.shapes(12, 10, 2).items()}
     K = LoraModel(Conv1d(1, 1, 1, rng=0)).backend
     assert np.linalg.matrix_rank(K.numpy(method.delta(K, np.zeros((12, 10)), parameters, 1.0))) == 4
+
+
+def test_init():
+    check_init(Signs())
+
+
+def test_all_entries_have_one_size():
+    state = LoraModel.adapt(Conv1d(2, 3, 3, rng=0), LoraConfig(2, targets="*", init="signs")).state()
+    assert np.allclose(np.abs(state["root.lora_A"]), 6**-0.5)
 
 
 def test_store(tmp_path):
