@@ -14,7 +14,9 @@ import numpy as np
 from ..errors import ConfigError, FormatError, LoratkError, faults
 from .factors import nearest_pair
 from .format import Base
+from .joining import joined
 from .lowrank import Pair, kron_truncated, truncated
+from .methods_layout import is_own, to_torch
 from .others import KNOWN, OF_VERA, Other, no_weight
 from .state import AdapterState
 from .torch_layout import from_torch
@@ -94,10 +96,15 @@ def as_other(
     shared: Mapping[str, np.ndarray] | None = None,
     d: int = 0,
 ) -> Other:
-    """What a module's method makes its update of. The window of a convolution is told by its tensors, and before them by the base.
+    """What a module's method makes its update of, loratk's own parameters turned to torch's order.
+
+    The window of a convolution is told by its tensors, and before them by the base.
 
     `d`: the inputs, where neither the record nor the base tells (VeRA). Raises ConfigError where the base has another shape.
     """
+    if is_own(record, held):
+        record, held, own = to_torch(record, held)
+        shared = own or shared
     Other(record, held).check_names()
     window = tuple(record.get("kernel", next((held[name].shape[2:] for name in CORES if name in held), ())))
     sizes = list(record.get("shape", ()))
@@ -149,10 +156,11 @@ def as_lora(other: Other, limit: int | None = None) -> tuple[Module, float | Non
     with other.fitting():
         (left, right), lost = _factors(other, limit)
         rank = left.shape[1]
-        facts, a, b = from_torch(right.reshape(rank, -1, *window), left.reshape(-1, rank, *[1] * len(window)))
+        table = other.record.get("layer_type") == "embedding"
+        facts, a, b = from_torch(right.reshape(rank, -1, *window), left.reshape(-1, rank, *[1] * len(window)), table=table)
     dtype = np.result_type(np.float32, *(array.dtype for name, array in other.held.items() if name not in BESIDE))
     held = {"lora_A": a.astype(dtype), "lora_B": b.astype(dtype)}
-    record = {key: value for key, value in other.record.items() if key not in ("dtypes", "orientation")} | facts
+    record = {key: value for key, value in other.record.items() if key not in ("dtypes", "orientation", "options", "side")} | facts
     if (want := other.record.get("shape")) is not None and facts["shape"] != list(want):
         raise FormatError(f"its record says that the weight acts as {list(want)}, its parameters make {facts['shape']}")
     scaling = other.scaling if other.low else 1.0
@@ -195,8 +203,11 @@ def _source(record: Mapping[str, Any]) -> str:
 
 
 def as_factors(state: AdapterState, module: str, base: Base | None = None, *, d: int = 0) -> Module:
-    """A module of another method by the factors of its update, where it has some; any other, and what needs more, as it is."""
-    record, held = state.modules[module], state.parameters()[module]
+    """A module of another method by the factors of its update, where it has some; any other, and what needs more, as it is.
+
+    First factors and a learned gain are joined to the factors.
+    """
+    record, held = joined(state.modules[module], state.parameters()[module])
     if record["method"] in KNOWN and not is_shared(record, held):
         with suppress(LoratkError):  # it needs the base, or would be too large
             other = as_other(record, held, module, base, shared=shared_of(state), d=d or _inputs(state))

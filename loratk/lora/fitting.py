@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import FormatError, UnknownNameError
 from ..exchange import AdapterState, config_for
 from ..exchange.transform import new_name, rebuilt
+from .foreign import trainable
 from .targets import Candidate, find_candidates
 from .tree import ROOT, modules
 
@@ -23,7 +24,7 @@ class ModelBase:
     `names` are new module paths, as in `exchange.transform.rename`: with `outward` from the model's to the file's, else the other way.
     """
 
-    path = "this model"
+    path, order = "this model", "input-first"
 
     def __init__(self, model: "LoraModel", names: Mapping[str, str] | None = None, *, outward: bool = False) -> None:
         arrays = model.base_state() if model.merged else model.base_parameters()
@@ -70,11 +71,13 @@ class ModelBase:
 def fitted(model: "LoraModel", state: AdapterState) -> AdapterState:
     """A state from elsewhere as this model would hold it: with a config for its modules, and tensors of the model's names and dtypes.
 
-    A lora_bias becomes the change of the bias that it makes, an adapter of a fused projection one for each of its blocks, numbers are
-    widened where the model's dtype holds them all. Raises ConfigError for what no LoraConfig can say, FormatError.
+    LoHa, LoKr, IA3 and VeRA become the methods that train here, a lora_bias the change of the bias that it makes, an adapter of a fused
+    projection one for each of its blocks; numbers are widened where the model's dtype holds them all. Raises ConfigError for what no
+    LoraConfig can say, FormatError.
     """
     candidates = find_candidates(modules(model.base), model.registry)
-    state = _in_blocks(_with_changes(state), {candidate.name: candidate for candidate in candidates})
+    layers = {candidate.name: candidate for candidate in candidates}
+    state = _in_blocks(_with_changes(trainable(state, layers)), layers)
     names = {candidate.name for candidate in candidates} | {c.block_name(block) for c in candidates for block in c.blocks}
     dtypes = {parameter.dtype for parameter in model.base_parameters().values() if parameter.dtype.kind == "f"}
     tensors = {name: _widened(array, dtypes) for name, array in state.tensors.items()}
@@ -119,7 +122,8 @@ def _in_blocks(state: AdapterState, candidates: Mapping[str, Candidate]) -> Adap
         for block, (start, stop) in candidates[module].blocks.items():
             columns = {name: np.ascontiguousarray(array[..., start:stop]) for name, array in held.items() if name != "bias"}
             part = {**record, "shape": [record["shape"][0], stop - start], "columns": [start, stop]}
-            split[candidates[module].block_name(block)] = part, columns | {"lora_A": held["lora_A"]}
+            whole = {name: held[name] for name in ("lora_A", "initial_A") if name in held}
+            split[candidates[module].block_name(block)] = part, columns | whole
     return rebuilt(state, split)
 
 

@@ -19,6 +19,10 @@ class Conv2dType(LayerType[Conv2d]):
     name, module = "conv2d", Conv2d
     fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora}
 
+    def window(self, module: Conv2d) -> tuple[int, ...]:
+        """(kh, kw)."""
+        return module.kernel
+
     def apply(self, module: Conv2d, x: Any, m: Any) -> Tensor:
         """(n, h, w, c), (kh*kw*c, k') -> (n, oh, ow, k')."""
         return module.apply_matrix(x, m)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from loratk import hookimpl
 from loratk.errors import FormatError, faults
 from loratk.exchange import FEATURES, AdapterFormat, AdapterState, Base, Option, Reading, Request
+from loratk.exchange.plain import outputs_of, window_of
 from loratk.exchange.tensors import TensorFile, marks, read_tensors, tensor_names
 from loratk.io import write_safetensors
 
@@ -119,10 +120,10 @@ def _fit_base(modules: Mapping[str, Any], known: Sequence[str], base: Base, path
         if "shape" in record and math.prod(record["shape"]) != size:
             found.append(f"{name!r} is for a weight of shape {record['shape']}, the base has {shape}")
         elif len(shape) > 2 and "shape" in record and "kernel" not in record and record["method"] != "diff":
-            window = shape[2:] if shape[0] == record["shape"][1] else shape[:-2]
+            window = window_of(shape, record["shape"][1], getattr(base, "order", ""))
             record |= {"kernel": list(window), "layer_type": f"conv{len(window)}d"}
         elif "shape" not in record and len(shape) > 1 and record["method"] != "diff":
-            k = shape[-1] if getattr(base, "order", "") == "input-first" else shape[0]
+            k = outputs_of(shape, getattr(base, "order", ""))
             record["shape"] = [size // k, k]
     if found:
         raise FormatError(faults(f"'{path}' does not fit the base '{base.path}':", found))

@@ -17,6 +17,7 @@ from loratk.exchange.torch_layout import to_torch
 from loratk.io.bfloat16 import to_bits, to_float32
 
 from .fused import joined
+from .lycoris import lycoris
 from .names import Namer
 from .table import KEYS, KINDS
 
@@ -63,7 +64,7 @@ def pack(state: AdapterState, prefix: str | None) -> Packed:
     """The tensors of a state. Raises ConfigError with everything that such a file cannot say."""
     packed, found = Packed(), []
     parameters = state.parameters()
-    modules = joined({module: (state.modules[module], held) for module, held in parameters.items()})
+    modules = joined({module: lycoris(state.modules[module], held) for module, held in parameters.items()})
     if len(modules) < len(parameters):
         packed.notes.append(f"{len(parameters)} modules make {len(modules)}: blocks of fused projections are put together")
     namer = Namer(list(modules), prefix)
@@ -85,7 +86,8 @@ def unheld(state: AdapterState) -> list[str]:
     """The modules of other methods whose parameters have no place in such a file."""
     plain = ("lora", "dora", "bias", "diff", "full")
     parameters = state.parameters()
-    return [module for module, record in state.modules.items() if record["method"] not in plain and _faults(record, parameters[module])]
+    own = {module: lycoris(record, parameters[module]) for module, record in state.modules.items()}
+    return [module for module, (record, held) in own.items() if record["method"] not in plain and _faults(record, held)]
 
 
 def _faults(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> list[str]:

@@ -14,7 +14,7 @@ from loratk.errors import ConfigError, choices
 from loratk.exchange import AdapterState, Base
 from loratk.io.text import from_text
 
-from . import others
+from . import others, shapes
 from .config import ADALORA_KEPT, CHANGES, HELD, IMPORTS, KEPT, OTHERS
 from .keys import BASE
 from .targets import patterns, target_modules
@@ -165,19 +165,22 @@ def _whole(alpha: float) -> float | int:
 
 
 def _other_fields(made: Plan, method: str) -> dict[str, Any]:
-    """r, alpha and their patterns where the method has them; the rest of its fields is in the metadata."""
-    records = {module: record for module, record in made.state.modules.items() if record["method"].upper() == method and "rank" in record}
+    """r, alpha and their patterns where the method has them, and what its tensors say; the rest of its fields is in the metadata."""
+    records = {module: record for module, record in made.state.modules.items() if record["method"].upper() == method}
+    records = {module: record for module, record in records.items() if module != others.ROOT or method != "VERA"}
+    told = shapes.told(method, records, made.state.parameters(), kept_fields(made.state), made.found)
+    records = {module: record for module, record in records.items() if "rank" in record}
     if not records:
-        return {}
+        return told
     ranks = {module: int(record["rank"]) for module, record in records.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     if method == "ADALORA":
         return {"lora_alpha": _whole(next(iter(records.values()))["alpha"])}
     if method == "VERA":
-        return {"r": rank, "save_projection": others.ROOT in made.state.modules}
+        return {"r": rank, "save_projection": others.ROOT in made.state.modules} | told
     alphas = {module: _whole(record["scaling"] * record["rank"]) for module, record in records.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
-    return {"r": rank, "alpha": alpha, "rank_pattern": patterns(ranks, rank), "alpha_pattern": patterns(alphas, alpha)}
+    return {"r": rank, "alpha": alpha, "rank_pattern": patterns(ranks, rank), "alpha_pattern": patterns(alphas, alpha)} | told
 
 
 def flag(name: str, value: Any) -> bool:

@@ -43,6 +43,8 @@ def _width(module: str, base: Base | None) -> int:
 
 
 def _join(parts: list[Module], k: int) -> Module:
+    if any("lora_A" not in held for _, held in parts):
+        raise FormatError("PEFT has no such method for a block of columns; --bake makes LoRA of it")
     same = len({record["scaling"] for record, _ in parts}) == 1
     scaling = float(parts[0][0]["scaling"]) if same else 1.0
     rank = sum(record["rank"] for record, _ in parts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .keys import PARAMETERS, Key, spell
+from .patterns import Matcher
 
 if TYPE_CHECKING:
     from loratk.exchange import AdapterState
@@ -34,6 +35,13 @@ NEEDED: Mapping[str, list[set[str]]] = {
     "IA3": [{"ia3_l"}],
 }  # fmt: skip
 """By method the sets of parameters that make a module whole."""
+
+
+LAYERS: Mapping[str, tuple[str, ...]] = {
+    "ADALORA": ("linear",), "VERA": ("linear",), "LOHA": ("linear", "conv1d", "conv2d"), "LOKR": ("linear", "conv1d", "conv2d"),
+    "IA3": ("linear", "conv2d", "conv3d"),
+}  # fmt: skip
+"""By method the types of layers that PEFT has it for."""
 
 
 def read(adapter: Adapter, factors: Mapping[Key, str]) -> list[str]:
@@ -75,6 +83,8 @@ def _module(adapter: Adapter, method: str, module: str, sources: dict[str, str])
         record |= adapter.alpha(module, facts["rank"] or adapter.config.rank_of(module) or 8)  # two whole matrices have no rank
     elif method == "ADALORA":
         record |= _adalora_alpha(adapter)
+    elif method == "IA3" and (len(shapes["ia3_l"]) == 2 or "feedforward_modules" in adapter.config.values):
+        record["side"] = _side(adapter, module, shapes["ia3_l"])
     for name, source in sources.items():
         array = adapter.file.array(source)
         if array.dtype.kind != "f":
@@ -149,6 +159,20 @@ def _lokr_side(shapes: Shapes, name: str, core: tuple[int, ...] | None) -> tuple
     return a[1], b[1] * math.prod(core[2:]), a[0]
 
 
+def _side(adapter: Adapter, module: str, shape: tuple[int, ...]) -> str:
+    """Whether IA3's factors are for "inputs" or "outputs": of a matrix by their shape, of a convolution by feedforward_modules."""
+    if len(shape) == 2 and shape != (1, 1):
+        return "inputs" if shape[0] == 1 else "outputs"
+    return "inputs" if feedforward(adapter.config.get("feedforward_modules"), module, adapter.config.matcher) else "outputs"
+
+
+def feedforward(patterns: Any, module: str, matcher: Matcher) -> bool:
+    """Whether PEFT takes a module for the second layer of a feed-forward block: the end of its name, also within a word, or a whole one."""
+    if isinstance(patterns, str):
+        return matcher.matches(patterns, module)
+    return any(module.endswith(pattern) for pattern in patterns or ())
+
+
 def _ia3(shapes: Shapes) -> dict[str, Any] | None:
     shape = shapes["ia3_l"]
     return {} if len(shape) >= 2 and sum(size != 1 for size in shape) <= 1 else None
@@ -167,23 +191,28 @@ def unheld(state: AdapterState) -> list[str]:
     methods = {"lora" if record["method"] == "dora" else record["method"] for record in records.values()}
     return [
         module for module, record in records.items()
-        if record["method"] not in ("lora", "dora") and (len(methods) > 1 or not _fits(module, record["method"].upper(), held[module]))
+        if record["method"] not in ("lora", "dora") and (len(methods) > 1 or not _fits(module, record, held[module]))
     ]  # fmt: skip
 
 
-def _fits(module: str, method: str, held: Mapping[str, np.ndarray]) -> bool:
+def _fits(module: str, record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> bool:
     try:
-        return method in NEEDED and bool(write(method, module, held))
+        return record["method"].upper() in NEEDED and bool(write(record, module, held))
     except ValueError:
         return False
 
 
-def write(method: str, module: str, held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of one module by their names in a PEFT file. Raises ValueError for parameters that PEFT's method does not have."""
+def write(record: Mapping[str, Any], module: str, held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of one module by their names in a PEFT file. Raises ValueError for what PEFT's method does not have."""
+    method = record["method"].upper()
+    if (kind := record.get("layer_type", "linear")) not in LAYERS[method]:
+        raise ValueError(f"PEFT has no {method} for a layer of the type {kind!r}")
     back = {new: old for old, new in RENAMED.items()}
     named = {back.get(name, name): array for name, array in held.items()}
     if module == ROOT and set(named) <= {"vera_A", "vera_B"}:
         return {f"base_model.{name}": array for name, array in named.items()}
+    if not {"vera_seed", "shared_A"}.isdisjoint(named):
+        raise ValueError("its random matrices are not those that the other modules share, for its rank or seed is another")
     if unknown := set(named) - set(PARAMETERS[method]):
         raise ValueError(f"PEFT's {method} has no parameter {', '.join(map(repr, sorted(unknown)))}")
     if set(named) not in NEEDED[method]:

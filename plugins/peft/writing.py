@@ -43,7 +43,7 @@ def plan(state: AdapterState, base: Base | None, options: Mapping[str, Any]) -> 
             elif record["method"] == "bias":
                 _bias(made, module, paths[module], record, parameters)
             elif record["method"].upper() in METHODS:
-                for name, array in others.write(method, module, parameters).items():
+                for name, array in others.write(record, module, parameters).items():
                     made.add(name, array, module, name.rpartition(".")[2])
             elif record["method"] == "diff":
                 made.found.append(f"module {module!r}: PEFT replaces whole modules, and this is the change of one")
