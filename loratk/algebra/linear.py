@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ConfigError, LoratkError, choices
 from ..exchange.factors import Pair, update_pairs
 from ..exchange.format import Base
+from ..exchange.joining import joined
 from ..exchange.others import KNOWN
 from ..exchange.plain import as_lora, as_other, is_shared, shared_of
 from ..exchange.state import AdapterState
@@ -48,8 +49,7 @@ def linear_of(state: AdapterState, module: str, held: Mapping[str, np.ndarray], 
 
     Raises ConfigError for a module that is not linear (DoRA), or needs a base, or whose method is not known.
     """
-    record = state.modules[module]
-    held = dict(held)
+    record, held = joined(state.modules[module], held)
     marked = record.get("dtypes", {})
     stored = {key: marked.get(key, array.dtype.name) for key, array in held.items()}
     if record["method"] in WHOLE:

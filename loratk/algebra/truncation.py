@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigError, choices, faults
 from ..exchange.factors import Pair, norm
 from ..exchange.format import Base
+from ..exchange.joining import joined_states
 from ..exchange.plain import is_shared
 from ..exchange.state import AdapterState
 from .certificate import Certificate, Entry, measured
@@ -45,7 +46,8 @@ def truncate(
     rule = Rule(rank, ratio, energy, error)
     if grow:
         _check_growth([rule, *(other for other in (patterns or {}).values() if other is not None)])
-    parameters, found, notes = state.parameters(), list[str](), list[str]()
+    (state,), notes = joined_states([state])
+    parameters, found = state.parameters(), list[str]()
     candidates = [module for module, held in parameters.items() if _has_rank(state.modules[module], held)]
     if not candidates:
         methods = choices({record["method"] for record in state.modules.values()})

@@ -3,6 +3,7 @@
 from .format import check_format
 from .format_same import assert_same_adapter
 from .format_states import format_states
+from .init import check_init
 from .kernels import check_example, check_kernel
 from .layer_type import check_layer_type
 from .merge_rule import check_merge_rule
@@ -11,6 +12,6 @@ from .store import check_store
 from .vjp import check_vjp
 
 __all__ = [
-    "assert_same_adapter", "check_example", "check_format", "check_kernel", "check_layer_type", "check_merge_rule", "check_method",
-    "check_store", "check_vjp", "format_states",
+    "assert_same_adapter", "check_example", "check_format", "check_init", "check_kernel", "check_layer_type", "check_merge_rule",
+    "check_method", "check_store", "check_vjp", "format_states",
 ]  # fmt: skip
