@@ -226,7 +226,7 @@ def site(tmp_path_factory):
 def test_the_example_passes_its_own_tests(site):
     got = site("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
     assert got.returncode == 0, got.stdout + got.stderr
-    assert re.search(r"^9 passed", got.stdout, re.MULTILINE)
+    assert re.search(r"^11 passed", got.stdout, re.MULTILINE)
 
 
 def test_the_example_is_found_and_can_be_left_out(site):
@@ -234,5 +234,5 @@ def test_the_example_is_found_and_can_be_left_out(site):
         code = f"from loratk import build_registry as b; print(*(k for (_, k), name in b({without}).owners.items() if name == 'example'))"
         return site("-c", code).stdout.strip()
 
-    assert registered([]) == "<class 'loratk_example.conv1d.Conv1d'> loha jsonl listing median"
+    assert registered([]) == "<class 'loratk_example.conv1d.Conv1d'> hira signs jsonl listing median"
     assert registered(["example"]) == ""

@@ -9,13 +9,13 @@ from loratk.io import Store
 from loratk.lora import Init
 
 from .conv1d import Conv1d, Conv1dType
+from .hira import HiRA
 from .jsonl import JsonLinesStore
 from .listing import ListingFormat
-from .loha import LoHa
 from .median import Median
 from .signs import Signs
 
-__all__ = ["Conv1d", "Conv1dType", "JsonLinesStore", "ListingFormat", "LoHa", "Median", "Signs"]
+__all__ = ["Conv1d", "Conv1dType", "HiRA", "JsonLinesStore", "ListingFormat", "Median", "Signs"]
 
 
 @hookimpl
@@ -26,8 +26,8 @@ def register_layer_types() -> list[LayerType[Any]]:
 
 @hookimpl
 def register_methods() -> list[Method]:
-    """LoHa."""
-    return [LoHa()]
+    """HiRA."""
+    return [HiRA()]
 
 
 @hookimpl

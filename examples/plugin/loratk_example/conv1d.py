@@ -34,6 +34,10 @@ class Conv1dType(LayerType[Conv1d]):
 
     name, module = "conv1d", Conv1d
 
+    def window(self, module: Conv1d) -> tuple[int, ...]:
+        """(size,)."""
+        return module.weight.shape[:1]
+
     def apply(self, module: Conv1d, x: Any, m: Any) -> Tensor:
         """(n, t, c), (size*c, k') -> (n, t - size + 1, k')."""
         return module.apply_matrix(x, m)
