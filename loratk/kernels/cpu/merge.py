@@ -116,29 +116,40 @@ def _whole(w, delta, out, lost, place, rounding):
     return kept, bad
 
 
-def _by_chance(read, write):
+@runtime.jit(paste=True)
+def _by_chance(read, write, w, delta, out, lost, place, rounding):
     """The same with stochastic rounding, for a kind that is read and written so."""
-
-    @runtime.jit(inline=True)
-    def finish(w, delta, out, lost, place, rounding):
-        key, first, digits, least, largest, edge = rounding
-        kept = bad = 0
-        for j in range(w.size):
-            old = F64(read(w[j]))
-            total = old + delta[j]
-            out[j] = write(F32(_stochastic(total, _draw(key, first + U64(place + j)), digits, least, largest, edge)))
-            new = F64(read(out[j]))
-            lost[j] = (new - old) - delta[j]
-            kept += (new == old) & (delta[j] != 0)
-            bad += (not np.isfinite(total)) | (not np.isfinite(new))
-        return kept, bad
-
-    return finish
+    key, first, digits, least, largest, edge = rounding
+    kept = bad = 0
+    for j in range(w.size):
+        old = F64(read(w[j]))
+        total = old + delta[j]
+        out[j] = write(F32(_stochastic(total, _draw(key, first + U64(place + j)), digits, least, largest, edge)))
+        new = F64(read(out[j]))
+        lost[j] = (new - old) - delta[j]
+        kept += (new == old) & (delta[j] != 0)
+        bad += (not np.isfinite(total)) | (not np.isfinite(new))
+    return kept, bad
 
 
 @runtime.jit(inline=True)
 def _same(number):
     return number
+
+
+@runtime.jit(inline=True)
+def _bfloat16_by_chance(w, delta, out, lost, place, rounding):
+    return _by_chance(_from_bfloat16, _to_bfloat16, w, delta, out, lost, place, rounding)
+
+
+@runtime.jit(inline=True)
+def _float16_by_chance(w, delta, out, lost, place, rounding):
+    return _by_chance(_from_float16, _to_float16, w, delta, out, lost, place, rounding)
+
+
+@runtime.jit(inline=True)
+def _float32_by_chance(w, delta, out, lost, place, rounding):
+    return _by_chance(_same, _same, w, delta, out, lost, place, rounding)
 
 
 @runtime.jit(reassociate=True, inline=True)
@@ -153,38 +164,62 @@ def _measure(delta, lost, unit):
     return moved, F64(one), F64(two)
 
 
-def _loop(finish):
+@runtime.jit(paste=True)
+def _rows(finish, w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
     """The loop over a matrix whose rows `finish` makes of w, the product and what it is given besides."""
-
-    @runtime.jit
-    def loop(w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
-        m, n = w.shape
-        delta, lost = np.empty(MR * block, left.dtype), np.empty(block, left.dtype)
-        for c0 in range(0, n, block):
-            wide = min(block, n - c0)
-            for i0 in range(0, m, MR):
-                for j in range(0, wide, nr):
-                    tile(left, i0 * rank, MR, right, (c0 + j) * rank, nr, rank, left, 0, right, 0, 0, 0, delta, j, block, 0)
-                for q in range(min(MR, m - i0)):
-                    row = delta[q * block : q * block + wide]
-                    place = (i0 + q) * n + c0
-                    kept, bad = finish(w[i0 + q, c0 : c0 + wide], row, out[i0 + q, c0 : c0 + wide], lost[:wide], place, rounding)
-                    moved, one, two = _measure(row, lost[:wide], unit)
-                    counts[0] += moved
-                    counts[1] += kept
-                    counts[2] += bad
-                    squares[0] += one
-                    squares[1] += two
-
-    return loop
+    m, n = w.shape
+    delta, lost = np.empty(MR * block, left.dtype), np.empty(block, left.dtype)
+    for c0 in range(0, n, block):
+        wide = min(block, n - c0)
+        for i0 in range(0, m, MR):
+            for j in range(0, wide, nr):
+                tile(left, i0 * rank, MR, right, (c0 + j) * rank, nr, rank, left, 0, right, 0, 0, 0, delta, j, block, 0)
+            for q in range(min(MR, m - i0)):
+                row, some = delta[q * block : q * block + wide], slice(c0, c0 + wide)
+                kept, bad = finish(w[i0 + q, some], row, out[i0 + q, some], lost[:wide], (i0 + q) * n + c0, rounding)
+                moved, one, two = _measure(row, lost[:wide], unit)
+                counts[0] += moved
+                counts[1] += kept
+                counts[2] += bad
+                squares[0] += one
+                squares[1] += two
 
 
-NEAREST = {"bfloat16": _loop(_bfloat16), "float16": _loop(_float16), "float32": _loop(_whole), "float64": _loop(_whole)}
-STOCHASTIC = {
-    "bfloat16": _loop(_by_chance(_from_bfloat16, _to_bfloat16)),
-    "float16": _loop(_by_chance(_from_float16, _to_float16)),
-    "float32": _loop(_by_chance(_same, _same)),
-}
+# One function a kind, not one made for each: Numba finds no function again in its cache that encloses another compiled one.
+
+
+@runtime.jit
+def _rows_bfloat16(w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
+    _rows(_bfloat16, w, left, right, rank, unit, out, counts, squares, nr, block, rounding)
+
+
+@runtime.jit
+def _rows_float16(w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
+    _rows(_float16, w, left, right, rank, unit, out, counts, squares, nr, block, rounding)
+
+
+@runtime.jit
+def _rows_whole(w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
+    _rows(_whole, w, left, right, rank, unit, out, counts, squares, nr, block, rounding)
+
+
+@runtime.jit
+def _rows_bfloat16_by_chance(w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
+    _rows(_bfloat16_by_chance, w, left, right, rank, unit, out, counts, squares, nr, block, rounding)
+
+
+@runtime.jit
+def _rows_float16_by_chance(w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
+    _rows(_float16_by_chance, w, left, right, rank, unit, out, counts, squares, nr, block, rounding)
+
+
+@runtime.jit
+def _rows_float32_by_chance(w, left, right, rank, unit, out, counts, squares, nr, block, rounding):
+    _rows(_float32_by_chance, w, left, right, rank, unit, out, counts, squares, nr, block, rounding)
+
+
+NEAREST = {"bfloat16": _rows_bfloat16, "float16": _rows_float16, "float32": _rows_whole, "float64": _rows_whole}
+STOCHASTIC = {"bfloat16": _rows_bfloat16_by_chance, "float16": _rows_float16_by_chance, "float32": _rows_float32_by_chance}
 
 
 @runtime.jit
