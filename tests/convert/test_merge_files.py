@@ -193,12 +193,16 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path, make, monkeypatch):
     assert seen[0] == seen[1] == seen[2]
 
 
-def test_small_pieces_are_the_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_small_pieces_are_the_whole(tmp_path, monkeypatch, stochastic):
     base = base_file(tmp_path / "base.safetensors", "float16")
-    want = loratk.merge(base, adapter(), tmp_path / "want.safetensors")
+    rng = np.random.default_rng(0)
+    write_safetensors(base, {"a.weight": rng.standard_normal((40, 4)).astype(np.float16)}, {})
+    state = adapter(modules={"a": (4, 40)})
+    want = loratk.merge(base, state, tmp_path / "want.safetensors", stochastic=stochastic)
     monkeypatch.setattr("loratk.convert.items.PIECE", 40)
     monkeypatch.setattr("loratk.convert.items.STEP", 8)
-    got = loratk.merge(base, adapter(), tmp_path / "got.safetensors")
+    got = loratk.merge(base, state, tmp_path / "got.safetensors", stochastic=stochastic)
     assert (tmp_path / "got.safetensors").read_bytes() == (tmp_path / "want.safetensors").read_bytes()
     assert (got.before, got.after, got.rounding.kept) == (want.before, want.after, want.rounding.kept)
 
