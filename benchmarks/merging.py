@@ -1,7 +1,7 @@
 """python -m benchmarks.merging [--gigabytes N] [--turns N] [--rank N]: a merge into a sharded checkpoint, beside copying it.
 
 A checkpoint in bfloat16 with the shapes of a transformer is made in a temporary folder, with LoRA for all of its linear layers. In turns it
-is copied and merged into, on the same disk, with all of the base in the page cache; each merge is a process of its own, whose peak memory is
+is copied and merged into, on one disk, with all of the base in the page cache; each merge is a process of its own, whose peak memory is
 its VmHWM. A merge forces its result to the disk before it names it, so the copy is timed with that too, and without.
 """
 
@@ -132,9 +132,8 @@ def main() -> None:
             plain, forced, merge, peak = times[-1]
             print(f"copy {plain:.2f} s, forced to the disk {forced:.2f} s; merge {merge:.2f} s, peak {peak / 1e6:.0f} MB", flush=True)
         plain, forced, merge = (min(column) for column in list(zip(*times, strict=True))[:3])
-        print(
-            f"best of {given.turns}: a merge takes {merge / forced:.2f} times the copy on the disk, {merge / plain:.2f} times the one in the cache"
-        )
+        ratios = f"{merge / forced:.2f} times the copy that is on the disk, {merge / plain:.2f} times the other"
+        print(f"best of {given.turns}: a merge takes {ratios}")
 
 
 if __name__ == "__main__":

@@ -104,9 +104,11 @@ def _adapters(done: "Merged") -> str:
 
 
 def _show(done: "Merged") -> None:
+    from ..convert.rounding import HALVES, total
+
     verb = "changed" if done.written else "would change"
     click.echo(f"{len(done.changed)} of {done.arrays} arrays {verb}, {size(done.size)} in all.")
-    halves = [array for array in done.changed if array.rounding is not None and array.dtype in ("BF16", "F16")]
+    halves = [array for array in done.changed if array.rounding is not None and array.dtype in HALVES]
     if halves:
         worst = sorted(halves, key=lambda array: -array.rounding.lost_share if array.rounding else 0.0)[:SHOWN]
         table(
@@ -116,8 +118,8 @@ def _show(done: "Merged") -> None:
         )
         if len(halves) > SHOWN:
             click.echo(f"and {len(halves) - SHOWN} more, of which rounding took less.")
-        assert done.rounding is not None
-        shares = f"{done.rounding.kept_share:.1%} of the weights with an update did not change, {done.rounding.lost_share:.2%} of its norm"
+        whole = total(array.rounding for array in halves if array.rounding is not None)
+        shares = f"{whole.kept_share:.1%} of the weights with an update did not change, {whole.lost_share:.2%} of its norm"
         click.echo(f"All together: {shares} is lost.")
     elif not done.written:
         head = ("array", "dtype", "shape")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,19 +121,20 @@ def merge(
             merging.plan(loaded.states, found, [adapter.weight for adapter in loaded.adapters])
         if found and not dry_run:
             raise _misfit(out, base, found)
-        job = Job(merging, Source(opened), target, dtype, seed if stochastic else None)
+        source = Source(opened)
+        job = Job(merging, source, target, dtype, seed if stochastic else None)
         if stochastic and not any(item.key is not None for item in job.items):
             raise ConfigError("stochastic rounding would have no effect: nothing is rounded here")
         notes = [*loaded.notes, opened.note, *_notes(target, job)]
         planned = Merged(out, Path(base), loaded.adapters, job.changed(), len(job.items), job.size(), False, notes=notes, faults=found)
         if dry_run:
-            return planned
+            return replace(planned, faults=[*found, *_room(planned)])
         sealing = _Sealing(opened, ledger, loaded, mark, dtype, seed if stochastic else None)
         anew = [item.name for item in job.items if not item.copied]
         keeping = _Keeping(opened, registry, anew, None if residual is None else Path(residual), residual_level)
         written = write(
             Order(
-                target, Source(opened), job.items, sealing.strings, job.explain, lambda lines: _misfit(out, base, lines),
+                target, source, job.items, sealing.strings, job.explain, lambda lines: _misfit(out, base, lines),
                 job=sealing.job(), resume=resume, finish=keeping.keep, progress=progress,
             )
         )  # fmt: skip
@@ -221,8 +223,19 @@ def _check(
         raise ConfigError(f"a weight must be a finite number, found {wrong[0]}")
     if residual is not None and Path(residual).resolve() == out.resolve():
         raise ConfigError(f"the residual and the result cannot both be '{out}'; give the residual another name")
+    if residual is not None and not Path(residual).absolute().parent.is_dir():
+        raise StoreError(f"cannot write '{residual}': there is no folder '{Path(residual).parent}': make it first")
     if residual is not None and Path(residual).exists() and not force:
         raise StoreError(f"'{residual}' is there already and was left as it is; pass force=True (--force) to replace it.")
+
+
+def _room(planned: Merged) -> list[str]:
+    """Whether the result has room where it is to be."""
+    folder = planned.path.absolute().parent
+    if not folder.is_dir():
+        return [f"there is no folder '{folder}': make it first"]
+    free = shutil.disk_usage(folder).free
+    return [f"it takes {planned.size:,} bytes, and {free:,} are free in '{folder}': make room"] if free < planned.size else []
 
 
 def _ledger(base: Checkpoint, new: bool) -> Ledger | None:

@@ -32,7 +32,7 @@ class Partial:
     """The folder, while it is locked, and what of this job is finished in it: an array's name -> what came of it."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self._key = folder, key
+        self.folder, self._key, self.grown = folder, key, False
         self.finished = self._read()
         if not self.finished:
             for entry in folder.iterdir():
@@ -44,6 +44,7 @@ class Partial:
     def add(self, done: Done) -> None:
         """Note that an array is finished: its bytes have been written."""
         self._line(asdict(done))
+        self.grown = True
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget arrays that are not as the journal says."""
@@ -100,13 +101,14 @@ def partial(out: Path, key: str, *, resume: bool = True) -> Iterator[Partial]:
     try:
         if not resume:
             (folder / JOURNAL).unlink(missing_ok=True)
+        _mend(out)
         made = Partial(folder, key)
         try:
             yield made
         finally:
             made.stop()
     except KeyboardInterrupt:
-        keep = True
+        keep = made.grown or bool(made.finished)
         raise
     except OSError as error:
         if isinstance(error, StoreError):
@@ -120,6 +122,20 @@ def partial(out: Path, key: str, *, resume: bool = True) -> Iterator[Partial]:
         unlock_folder(handle)
 
 
+def _aside(out: Path) -> Path:
+    """Where a folder is while another takes its place."""
+    return out.with_name(f"{partial_folder(out).name}-old")
+
+
+def _mend(out: Path) -> None:
+    """Put back, or remove, what a process that was killed while it changed folders left aside."""
+    if (aside := _aside(out)).is_dir():
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(aside, out)
+
+
 def publish(made: Path, out: Path) -> None:
     """Give a file or folder that is whole its name, in place of what is there. Raises OSError.
 
@@ -127,7 +143,7 @@ def publish(made: Path, out: Path) -> None:
     place.
     """
     if made.is_dir() and out.is_dir():
-        aside = out.with_name(f"{made.name}-old")
+        aside = _aside(out)
         os.rename(out, aside)
         try:
             os.rename(made, out)
