@@ -36,6 +36,7 @@ def test_by_gradient_the_first_step_goes_as_far_as_full_fine_tunings(rslora, ini
     for name, part in parts.items():
         assert np.linalg.norm(part.delta(weights[name]) - before[name]) == pytest.approx(want[name], rel=1e-3)
     assert [choice.name for choice in chosen.layers] == ["0", "2"]
+    assert all(part.config is model.adapters["default"] for part in parts.values())
     assert all(
         choice.scaling == parts[choice.name].scaling == model.adapters["default"].layer(choice.name).scaling for choice in chosen.layers
     )

@@ -14,6 +14,9 @@ from loratk.lora.inits.gatherers import Principal, SecondMoments
 from loratk.lora.inits.lora_ga import DIRECTIONS
 from loratk.nn import MLP, Dropout, Linear, Module, Sequential
 from loratk.plugins import default_registry
+from loratk.testing.layer_type import randomize
+
+X = rows().astype(np.float32)
 
 # What is gathered
 
@@ -249,6 +252,21 @@ def test_the_model_is_as_it_was_also_after_an_error():
         model.add_adapter("new", config, data=[(x, 0)], loss=lambda y, _: ops.mean(y) * float("nan"))
     check()
     assert list(model.adapters) == ["other"]
+    model.add_adapter("new", config, data=[(x, 0)], loss=lambda y, _: ops.mean(y * y))
+    assert all(np.array_equal(p.grad, np.ones(p.shape)) for p in model.base_parameters().values() if p.requires_grad)
+
+
+@pytest.mark.parametrize("init", ["eva", "lora_ga"])
+def test_what_is_seen_is_the_base_alone(init):
+    how = {"data": [(X, X[:, :4])], "loss": mse} if init == "lora_ga" else {"data": [X]}
+    states = []
+    for active in ([], ["other"]):
+        model = LoraModel.adapt(MLP([6, 5, 4], rng=0), LoraConfig(rank=2), adapter="other")
+        randomize(vars(model.layers["0"])["adapters"], 2)
+        model.set_active(active)
+        model.add_adapter("new", LoraConfig(rank=2, init=init), **how)
+        states.append(model.state("new"))
+    assert all(np.array_equal(array, states[1][name]) for name, array in states[0].items())
 
 
 @pytest.mark.parametrize("name", ["eva", "corda", "lora_ga"])
