@@ -11,15 +11,16 @@ from typing import Any
 from ..errors import ConfigError, choices, faults
 from .state import AdapterState
 
-_KEPT = ("dropout", "rank_dropout", "module_dropout", "max_norm", "options", "init", "seed")
+_KEPT = ("dropout", "module_dropout", "seed")
+_KEPT_WITH_METHOD = ("rank_dropout", "max_norm", "init")
 
 
 def config_for(state: AdapterState, *, among: Collection[str] = ()) -> dict[str, Any]:
     """A LoraConfig as a dict, under which a model gets the adapter of a state: targets are exact paths, each with its rank and alpha.
 
-    The commonest rank and alpha are the config's own, the rest are patterns. `among`: further paths the model has, which the targets must
-    not mean. Dropout, seed and the method's options are those of the state's own config, where it has one. Raises ConfigError for
-    what no LoraConfig can say: several methods, whole modules, experts.
+    The commonest rank, alpha and options are the config's own, the rest are patterns. `among`: further paths the model has, which the
+    targets must not mean. Dropout and seed are those of the state's own config, where it has one, and of the same method the init too.
+    Raises ConfigError for what no LoraConfig can say: several methods, whole modules, experts.
     """
     records = {module: record for module, record in state.modules.items() if record["method"] not in ("bias", "full", "diff")}
     methods = sorted({record["method"] for record in records.values()})
@@ -29,7 +30,7 @@ def config_for(state: AdapterState, *, among: Collection[str] = ()) -> dict[str,
         found.append(f"one config has one method, found {choices(methods)}")
     if found:
         raise ConfigError(faults(f"no LoraConfig can describe the adapter {state.name!r}:", found))
-    names = {module: _pattern(module, {*among, *records}) for module in records}
+    names = {module: exact_pattern(module, {*among, *records}) for module in records}
     ranks = {module: int(record.get("rank", 1)) for module, record in records.items()}
     rslora, alphas = _alphas(records, ranks)
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -42,14 +43,25 @@ def config_for(state: AdapterState, *, among: Collection[str] = ()) -> dict[str,
         "method": methods[0],
         "rslora": rslora,
     }
-    return config | {key: state.config[key] for key in _KEPT if key in state.config} | {"bias": _bias(state, records)}
+    same = state.config.get("method", methods[0]) == methods[0]
+    kept = (*_KEPT, *(_KEPT_WITH_METHOD if same else ()))
+    config |= {key: state.config[key] for key in kept if key in state.config}
+    return config | _options(records, names, state.config.get("options", {}) if same else {}) | {"bias": _bias(state, records)}
+
+
+def _options(records: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The commonest options of the method, and for other modules a pattern; `usual` for records that say none."""
+    told = {module: dict(record.get("options", usual)) for module, record in records.items()}
+    common = max(told.values(), key=list(told.values()).count)
+    patterns = {names[module]: {"options": options} for module, options in told.items() if options != common}
+    return ({"options": common} if common else {}) | ({"layer_pattern": patterns} if patterns else {})
 
 
 def _whole(record: Mapping[str, Any]) -> bool:
     return record["method"] in ("full", "diff")
 
 
-def _pattern(path: str, paths: Collection[str]) -> str:
+def exact_pattern(path: str, paths: Collection[str]) -> str:
     """A target that matches this path and none of the others."""
     plain = path and path != "all-linear" and not path.startswith("re:") and not any(character in path for character in "*?[")
     return path if plain and not any(other.endswith("." + path) for other in paths) else "re:" + re.escape(path)

@@ -17,13 +17,23 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def update_pairs(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> list[Pair]:
-    """scaling lora_A lora_B of a module as pairs A (d, r'), B (r', k') in float64, whose products are parts of it that share no entry.
+    """What a module with lora_A and lora_B adds, as pairs A (d, r'), B (r', k') in float64, whose products are parts that share no entry.
 
-    One pair for most; one for each group of a grouped convolution (its columns) and for each expert of a stack. The scaling is in B.
+    One pair for most; one for each group of a grouped convolution (its columns) and for each expert of a stack. The scaling is in B, and a
+    learned gain; in A a diagonal between both (AdaLoRA, SoRA). First factors that were taken off the weight are beside the others: [A, A0]
+    and [B; -B0].
     """
     a, b = (tensors[name].astype(np.float64) for name in ("lora_A", "lora_B"))
     with np.errstate(over="ignore", invalid="ignore"):
         b = b * float(record["scaling"])
+        for diagonal in ("lora_E", "gate"):
+            if diagonal in tensors:
+                a = a * tensors[diagonal].astype(np.float64)
+        if "gain" in tensors:
+            b = b * tensors["gain"].astype(np.float64)
+        if "initial_A" in tensors:
+            first = tensors["initial_B"].astype(np.float64) * -float(record["scaling"])
+            a, b = np.concatenate([a, tensors["initial_A"]], axis=-1), np.concatenate([b, first], axis=-2)
     if "experts" in record:
         return list(zip(a, b, strict=True))
     groups = record.get("groups", 1)

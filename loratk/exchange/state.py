@@ -19,9 +19,11 @@ class AdapterState:
     `tensors` are named `<module path>.<parameter>`. `modules` says for each module path what a reader must know, expressible as JSON.
     `config` is that of a LoraConfig, or {} where nobody knows it. Parameters, with the weight as a matrix (d, k):
 
-    lora_A (d, r), lora_B (r, k): the factors. magnitude (k,): DoRA's. bias (k,): added to the base's bias. lora_bias (k,): the same,
-    but times scaling. With the method `full` parameters replace the module's own of those names, with `diff` they are added to them.
-    Every other method has the parameters of its source, as they are there.
+    lora_A (d, r), lora_B (r, k): the factors. initial_A (d, r), initial_B (r, k): the first ones of an init that takes their product, times
+    scaling, off the weight, so that the update is scaling (lora_A lora_B - initial_A initial_B). gain (1,): a learned factor of
+    lora_A lora_B (method `lora_gain`). lora_E (r,), gate (r,): AdaLoRA's and SoRA's diagonal between lora_A and lora_B. magnitude (k,):
+    DoRA's. bias (k,): added to the base's bias. lora_bias (k,): the same, but times scaling. With the method `full` parameters replace the
+    module's own of those names, with `diff` they are added to them. Every other method has the parameters of its source, as they are there.
 
     The record of a module: `method`; `layer_type` (linear, embedding, conv1d, conv2d, conv3d, einsum); `shape` [d, k]; `rank`, `alpha` and
     `scaling`, the factor to apply. Where they apply also: `alpha_source`, where alpha came from; `columns` [start, stop] of a block of a
@@ -86,7 +88,13 @@ def module_faults(module: str, record: Mapping[str, Any], shapes: Mapping[str, t
     d, k = shape or ("d", "k")
     stack = (record["experts"],) if "experts" in record else ()
     inner = rank // groups if _is_size(rank) else "rank"
-    for parameter, want in (("lora_A", (*stack, d, rank)), ("lora_B", (*stack, inner, k))):
+    wanted: dict[str, tuple[Any, ...]] = {"lora_A": (*stack, d, rank), "lora_B": (*stack, inner, k)}
+    if "initial_A" in shapes or "initial_B" in shapes:
+        wanted |= {"initial_A": wanted["lora_A"], "initial_B": wanted["lora_B"]}
+    if "gain" in shapes:
+        wanted["gain"] = (1,)
+    wanted |= {diagonal: (rank,) for diagonal in ("lora_E", "gate") if diagonal in shapes}
+    for parameter, want in wanted.items():
         got = shapes.get(parameter)
         if got is None:
             yield f"{where}: tensor {parameter!r} is missing"

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Tensor, ops
-from ..errors import ShapeError
+from ..errors import ConfigError, ShapeError, faults
 from ..kernels import Backend, get_backend
 from ..nn import Module, Parameter
 from ..nn.parameter import Buffer
 from ..plugins import Registry, default_registry
 from .config import LoraConfig
-from .inits import Start
-from .methods import Call
+from .inits import Init, Start
+from .methods import Call, Method
+from .settings import LayerSettings, scaling
 
 FIRST = ("initial_A", "initial_B")
 """The first factors of an init that moves the base, as parameters of the adapter."""
@@ -26,6 +27,27 @@ def layer_generator(seed: int, name: str, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
 
 
+def start_factors(init: Init, start: Start, name: str) -> dict[str, np.ndarray]:
+    """What an init gives the two factors of a layer of that name. Raises ConfigError where it cannot, or gives another shape."""
+    d, k = start.weight.shape
+    where = f"Layer {name!r}" if name else "This layer"
+    if init.needs and start.evidence is None:
+        raise ConfigError(
+            f"{where}: the init {init.name!r} starts from the {init.needs} of the layer in data, and there are none; give a whole model "
+            "data=, by LoraModel.adapt or add_adapter."
+        )
+    if found := list(init.layer_faults(d, k, start.rank, start.scaling, start.options)):
+        raise ConfigError(faults(f"{where} cannot start so:", found))
+    try:
+        made = init.start(start)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+    want = (d, start.rank), (start.rank, k)
+    if (got := (made.lora_A.shape, made.lora_B.shape)) != want:
+        raise ConfigError(f"{where}: the init {init.name!r} gave factors of shapes {got}, and the rank asks for {want}.")
+    return {"lora_A": made.lora_A, "lora_B": made.lora_B}
+
+
 class LoraAdapter(Module):
     """The parameters of one method for one (d, k) weight, and the update they make.
 
@@ -33,7 +55,7 @@ class LoraAdapter(Module):
     dtype of the weight. Standing alone, `adapter(x)` is the update of the plain product x W: for LoRA scaling (x A) B.
     With the config's seed the name decides what is drawn, so that layers of one shape differ. `within`, the name of the
     module whose column block it adapts, and `linear` serve the config's patterns. `evidence` is what the config's init needs of data.
-    With `filled` False the init is left out: the values will come from a file.
+    With `filled` False the init is left out: the values will come from a file. `window` is that of a convolution.
     """
 
     def __init__(
@@ -49,6 +71,7 @@ class LoraAdapter(Module):
         check_rank: bool = True,
         evidence: Any = None,
         filled: bool = True,
+        window: tuple[int, ...] = (),
     ) -> None:
         weight = np.asarray(weight)
         if weight.ndim != 2 or not weight.size:
@@ -60,23 +83,25 @@ class LoraAdapter(Module):
         registry = registry or default_registry()
         self.settings = config.layer(name, within, linear=linear)
         self.method = registry.method(self.settings.method)
-        self.rank, self.alpha = self.settings.rank, self.settings.alpha
+        self.rank, self.alpha = self.settings.rank if self.method.ranked else 0, self.settings.alpha
         self.scaling = self.settings.scaling if self.method.scaled else 1.0
         self.dropout = self.settings.dropout
         self.rank_now: int | None = None
+        self.rank_drawn: int | None = None
+        self._seen: Callable[[Tensor], None] | None = None
         self.rng = layer_generator(config.seed, name, "dropout")
 
         def draw() -> np.random.Generator:
             return layer_generator(config.seed, name, "initial")
 
-        values = self.method.initial(weight, self.rank, draw(), self.settings.options)
+        given = weight.reshape(*window, -1, k) if self.method.windowed else weight
+        values = self.method.initial(given, self.rank, draw(), self.settings.options)
         frozen = self.method.frozen(self.settings.options)
         if self.settings.init_name is not None:
             init = registry.init(self.settings.init_name)
             options = {**init.options, **self.settings.init_options}
             if filled:
-                started = init.start(Start(weight, self.rank, self.scaling, draw(), options, evidence))
-                values |= {"lora_A": started.lora_A, "lora_B": started.lora_B}
+                values |= start_factors(init, Start(weight, self.rank, self.scaling, draw(), options, evidence), name)
             frozen |= init.frozen(options)
             if init.moves_base:
                 values |= {first: values[name] for first, name in zip(FIRST, ("lora_A", "lora_B"), strict=True)}
@@ -103,6 +128,26 @@ class LoraAdapter(Module):
         """The factors (d, r), (r, k) whose product, times the scaling, is taken off the weight while the adapter is active; or None."""
         found = tuple(vars(self)[name] for name in FIRST if name in vars(self))
         return found if len(found) == 2 else None
+
+    @property
+    def form(self) -> str:
+        """The method whose fused path computes what a pass takes now; "" for none."""
+        watched = self._seen is not None or self.rank_used is not None
+        return "" if watched else self.method.form or self.method.name
+
+    @property
+    def rank_used(self) -> int | None:
+        """How many of its first ranks a pass now takes, None for all: what a step of training drew, else `rank_now`, which users choose."""
+        return self.rank_drawn if self.training and self.rank_drawn is not None else self.rank_now
+
+    def scaling_at(self, rank: int | None) -> float:
+        """The scaling with the first ranks alone, by the same alpha; None for all of them."""
+        return self.scaling if rank is None else scaling(rank, self.alpha, self.settings.rslora)
+
+    def chosen(self) -> dict[str, np.ndarray]:
+        """The values of the method's own parameters, of the first `rank_now` ranks alone where these are chosen."""
+        values = {name: value.numpy() for name, value in self.own().items()}
+        return values if self.rank_now is None else self.method.take(values, np.arange(self.rank_now))
 
     @property
     def drops(self) -> bool:
@@ -146,13 +191,14 @@ class LoraAdapter(Module):
         project: Callable[[Any], Tensor],
         weight: Callable[[], Any],
         bias: Tensor | None = None,
+        matrix: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """What the adapter adds to `product` = `project(x)`, the layer's operation with its own matrix; `apply(x, m)` takes any.
 
         What its init takes off the weight is not in it: that is the layer's part.
         """
-        mask = self.mask(x)
-        more = bias, self.drop_ranks, self.rank_now, self.rng if self.training else None
+        mask, rank = self.mask(x), self.rank_used
+        more = bias, self.drop_ranks, rank, self.rng if self.training else None, matrix
         if mask is None:
             call = Call(product, lambda m: apply(x, m), lambda: product, weight, *more)
         elif isinstance(x, Tensor) and x.dtype.kind == "f":
@@ -161,7 +207,11 @@ class LoraAdapter(Module):
         else:
             kept = mask[..., None]
             call = Call(product, lambda m: apply(x, m) * kept, lambda: product * kept, weight, *more)
-        return self.method.update(call, self.own(), self.scaling)
+        update = self.method.update(call, self.own(), self.scaling_at(rank))
+        if self._seen is not None:
+            first = self.first()
+            self._seen(update if first is None else update - apply(x, first[0]) @ (first[1] * self.scaling))
+        return update
 
     def forward(self, x: Any) -> Tensor:
         """The update of x W where W is zero: (..., d) -> (..., k)."""
@@ -177,7 +227,9 @@ class LoraAdapter(Module):
         """What the adapter adds to the weight: (d, k) -> (d, k)."""
         K = self.backend
         tensors = {name: value.data for name, value in self.own().items()}
-        delta = K.numpy(self.method.delta(K, K.asarray(weight), tensors, self.scaling))
+        if self.rank_now is not None:
+            tensors = {name: K.asarray(np.ascontiguousarray(value)) for name, value in self.chosen().items()}
+        delta = K.numpy(self.method.delta(K, K.asarray(weight), tensors, self.scaling_at(self.rank_now)))
         return delta if self.first() is None else delta - self.offset()
 
     def offset(self) -> np.ndarray:
@@ -190,6 +242,31 @@ class LoraAdapter(Module):
     def bias_delta(self, bias: np.ndarray) -> np.ndarray | None:
         """What the method adds to the layer's bias (k,), or None."""
         return self.method.bias_delta(bias, {name: value.numpy() for name, value in self.own().items()}, self.scaling)
+
+    def renew(self, config: LoraConfig, settings: LayerSettings, method: Method, values: dict[str, np.ndarray]) -> None:
+        """Take the values of all parameters under another rank or method. What keeps its name stays the same object.
+
+        So an optimiser that was made before refuses what has another shape now.
+        """
+        same, self.config, self.settings, self.method = method is self.method, config, settings, method
+        self.rank, self.alpha = settings.rank if method.ranked else 0, settings.alpha
+        self.scaling = settings.scaling if method.scaled else 1.0
+        self.rank_now = self.rank_drawn = None
+        frozen = method.frozen(settings.options)
+        backend = self.backend
+        for name in self.tensors().keys() - values.keys():
+            delattr(self, name)
+        for name, array in values.items():
+            held = vars(self).get(name)
+            trains = held.requires_grad if same and held is not None else name not in frozen
+            if held is None or held.requires_grad != trains:
+                setattr(self, name, Parameter(array, requires_grad=trains, backend=backend))
+            else:
+                held.data, held.grad = held.backend.asarray(np.array(array, order="C")), None
+
+    def faults(self, values: dict[str, np.ndarray]) -> list[str]:
+        """What is wrong with values of its own parameters, whose shapes and dtypes fit."""
+        return list(self.method.parameter_faults({name: values[name] for name in self.own()}, self.d, self.k, self.rank))
 
     def reduction(self) -> float:
         """The share of the weight's numbers that the adapter does not train: 1 - its own count / (d k)."""

@@ -30,6 +30,7 @@ class LoraConfig:
     rank_pattern, alpha_pattern: other ranks and alphas for the modules a pattern matches; the first that matches counts.
     layer_pattern: other settings for the modules a pattern matches: a dict of some of the fields of `LayerSettings`. The first pattern
     that matches counts, `rank_pattern` and `alpha_pattern` before it. With another method, `options` and `init` start from its own.
+    share: the modules a pattern matches use the adapter of another one of their shape and settings: {pattern: path of the other}.
     method: a registered method; `options` are that method's own.
     init: a registered initialisation, or a dict of its "name" and options; None for the method's own.
     seed: of the initial values and of dropout. Each layer draws from a generator of its own, made from seed and name.
@@ -47,6 +48,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = FrozenDict()
     alpha_pattern: Mapping[str, float] = FrozenDict()
     layer_pattern: Mapping[str, Mapping[str, Any]] = FrozenDict()
+    share: Mapping[str, str] = FrozenDict()
     method: str = "lora"
     options: Mapping[str, Any] = FrozenDict()
     init: str | Mapping[str, Any] | None = None
@@ -85,6 +87,13 @@ class LoraConfig:
             for pattern, value in patterns.items():
                 yield from pattern_faults(name, pattern)
                 yield from value_faults(field, value, f"{name}[{pattern!r}]")
+        if not isinstance(self.share, Mapping):
+            yield f"share must map patterns to the paths of modules, found {self.share!r}"
+        else:
+            for pattern, path in self.share.items():
+                yield from pattern_faults("share", pattern)
+                if not isinstance(path, str) or not path:
+                    yield f"share[{pattern!r}] must be the path of a module, found {path!r}"
         if not is_integer(self.seed) or not 0 <= self.seed < 2**64:
             yield f"seed must be an integer in [0, 2**64), found {self.seed!r}"
         registry = default_registry()
@@ -162,16 +171,18 @@ class LoraConfig:
         return self.layer(*names, linear=linear).alpha
 
     def validate(self, d: int, k: int, name: str = "", *others: str, linear: bool = False) -> None:
-        """Raise ConfigError if the rank for a (d, k) weight is above min(d, k): it would cost more and add nothing.
+        """Raise ConfigError if the rank for a (d, k) weight is above what the method takes, mostly min(d, k): it would add nothing.
 
         The weight's names decide about its rank, as in `rank_of`.
         """
         _check_size(d, k)
-        rank = self.rank_of(name, *others, linear=linear)
-        if rank > min(d, k):
+        settings = self.layer(name, *others, linear=linear)
+        limit = default_registry().method(settings.method).rank_limit(d, k, settings.options)
+        if limit is not None and settings.rank > limit:
+            what = f"min(d, k) = {limit}" if limit == min(d, k) else f"{limit}, the most that {settings.method!r} can use"
             raise ConfigError(
-                f"Rank {rank} is above min(d, k) = {min(d, k)} of the ({d}, {k}) weight"
-                f"{f' of {name!r}' if name else ''}; choose at most {min(d, k)}, by rank_pattern for single layers."
+                f"Rank {settings.rank} is above {what} of the ({d}, {k}) weight"
+                f"{f' of {name!r}' if name else ''}; choose at most {limit}, by rank_pattern for single layers."
             )
 
     def reduction(self, d: int, k: int) -> float:

@@ -10,14 +10,19 @@ from ..exchange.stores import StoreFormat
 from ..exchange.transform import rename as renamed
 from .config import LoraConfig
 from .fitting import ModelBase, fitted, record_faults, with_biases
+from .frozen import plain
+from .resizing import chosen
 
 if TYPE_CHECKING:
     from .model import LoraModel
 
 
 def adapter_state(model: "LoraModel", adapter: str, metadata: Mapping[str, str] | None = None) -> AdapterState:
-    """An adapter as plain data: its config, arrays (copies), a record for each layer, and the base's fingerprint."""
-    tensors = model.state(adapter)
+    """An adapter as plain data: its config, arrays (copies), a record for each layer, and the base's fingerprint.
+
+    Of an adapter with a rank that `use_rank` chose, that rank; a method that only trains otherwise than LoRA is LoRA in the records.
+    """
+    config, tensors = chosen(model, adapter)
     modules: dict[str, dict[str, Any]] = {}
     for name, layer in model.layers.items():
         if adapter not in layer.names():
@@ -27,22 +32,18 @@ def adapter_state(model: "LoraModel", adapter: str, metadata: Mapping[str, str] 
             modules[name] = {"method": "bias"}
         for block, part in held.blocks().items():
             assert layer.layer_type is not None
-            record = {
-                "method": part.method.name,
-                "layer_type": layer.layer_type.name,
-                "shape": [part.d, part.k],
-                "rank": part.rank,
-                "alpha": part.alpha,
-                "scaling": part.scaling,
-            }
-            weight = layer.layer_type.weight(layer.base)
-            if layer.layer_type.name.startswith("conv") and weight.ndim > 2:
-                record["kernel"] = list(weight.shape[:-2])
+            method = part.method.form or part.method.name
+            record: dict[str, Any] = {"method": method, "layer_type": layer.layer_type.name, "shape": [part.d, part.k]}
+            record |= {"rank": part.rank_now or part.rank} if part.rank else {}
+            if part.method.scaled or part.method.takes_init:
+                record |= {"alpha": part.alpha, "scaling": part.scaling_at(part.rank_now)}
+            record |= {"options": plain(part.settings.options)} if part.settings.options and part.method.form is None else {}
+            if window := layer.layer_type.window(layer.base):
+                record["kernel"] = list(window)
             if block:
                 record["columns"] = list(layer.layer_type.blocks(layer.base)[block])
             modules[".".join(piece for piece in (name, block) if piece)] = record
-    config = model.adapters[adapter].to_dict()
-    return AdapterState(adapter, config, tensors, modules, model.fingerprint(), dict(metadata or {}))
+    return AdapterState(adapter, config.to_dict(), tensors, modules, model.fingerprint(), dict(metadata or {}))
 
 
 def save(
@@ -107,7 +108,7 @@ def load(
     added: list[str] = []
     for state in reading.states:
         try:
-            _add(model, state, added, found, own=isinstance(found_format, StoreFormat) and bool(state.config))
+            _add(model, state, added, found, own=isinstance(found_format, StoreFormat) and _is_own(state))
         except (ConfigError, FormatError) as error:
             found.append(f"adapter {state.name!r}: {error}")
     if found:
@@ -115,6 +116,11 @@ def load(
             model.remove_adapter(name)
         raise FormatError(faults(f"The adapters in {str(path)!r} do not fit this model (none was added):", found))
     return added
+
+
+def _is_own(state: AdapterState) -> bool:
+    """Whether a state in a file of loratk's is one that a model saved: with a config, and its methods' own parameters."""
+    return bool(state.config) and all(record.get("orientation") != "torch" for record in state.modules.values())
 
 
 def _add(model: "LoraModel", state: AdapterState, added: list[str], found: list[str], *, own: bool) -> None:

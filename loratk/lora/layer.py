@@ -49,6 +49,13 @@ class LayerAdapter(Module):
         found = {".".join(p for p in (block, key) if p): value for block, a in self.blocks().items() for key, value in a.tensors().items()}
         return found if self.bias is None else {**found, "bias": self.bias}
 
+    def faults(self, values: Mapping[str, np.ndarray]) -> Iterator[str]:
+        """What is wrong with values for all parameters, by the names of `tensors`, whose shapes and dtypes fit."""
+        for block, adapter in self.blocks().items():
+            where = f"{block}." if block else ""
+            for fault in adapter.faults({key: values[where + key] for key in adapter.own()}):
+                yield f"{block}: {fault}" if block else fault
+
 
 class LoraLayer(Module):
     """A frozen module and its adapters by name, any subset of them active with weights, all or none of it merged.
@@ -73,6 +80,10 @@ class LoraLayer(Module):
         self._handles: dict[str, tuple[Any, Any]] = {}
         self._moved: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
         self.owner(Owner())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: all but what is kept to be quick."""
+        return {name: value for name, value in vars(self).items() if name != "_mixtures"} | {"_handles": {}, "_moved": {}}
 
     def owner(self, owner: Owner) -> None:
         """Say for whom calls choose adapters that this layer then acts by."""
@@ -116,6 +127,7 @@ class LoraLayer(Module):
         adapters: dict[str, LoraAdapter] = {}
         if self.layer_type is not None:
             matrix, ranges = self.layer_type.read(self.base), self.layer_type.blocks(self.base)
+            window = self.layer_type.window(self.base)
             for block in ranges if blocks is None else blocks:
                 start, stop = ranges[block]
                 adapters[block] = LoraAdapter(
@@ -129,12 +141,14 @@ class LoraLayer(Module):
                     check_rank=check_rank,
                     evidence=(evidence or {}).get(block),
                     filled=filled,
+                    window=window,
                 )
         own = self.base_bias()
         if bias and own is None:
             raise ConfigError(f"{self.name or 'This layer'} has no bias that could train.")
         change = Parameter(np.zeros(own.shape, own.dtype), backend=own.backend) if bias and own is not None else None
         setattr(self.adapters, name, LayerAdapter(adapters, change).train(self.training))
+
 
     def remove(self, name: str) -> None:
         """Forget an adapter. Raises UnknownNameError, or StateError while anything is merged."""
@@ -194,7 +208,9 @@ class LoraLayer(Module):
         ((name, weight),) = weights.items()
         layer_adapter = self.adapter(name)
         adapter = layer_adapter.block("")
-        if adapter is None or layer_adapter.bias is not None or adapter.method.name != "lora" or adapter.drops:
+        if adapter is None or layer_adapter.bias is not None or adapter.form != "lora" or adapter.drops:
+            return None
+        if adapter.training and vars(adapter)["lora_A"].frozen:  # a chain keeps the inputs of its layers, which nobody needs then
             return None
         w = link.weight if adapter.first() is None else self._own_matrix([(layer_adapter, weight)])
         return Link(w, link.bias, vars(adapter)["lora_A"], vars(adapter)["lora_B"], adapter.scaling * weight)
@@ -205,7 +221,7 @@ class LoraLayer(Module):
             return None
         layer_adapter, weight = active[0]
         adapter = layer_adapter.block("")
-        fused = None if adapter is None else self.layer_type.fused.get(adapter.method.name)
+        fused = None if adapter is None else self.layer_type.fused.get(adapter.form)
         if fused is None or adapter is None or not (adapter.method.proportional or (weight == 1.0 and not adapter.drops)):
             return None
         if adapter.training and (adapter.settings.rank_dropout or adapter.settings.module_dropout):
@@ -234,6 +250,7 @@ class LoraLayer(Module):
                         lambda x, cut=cut: cut(layer_type.apply(base, x, own)),  # type: ignore[misc]
                         partial(self._weight_handle, block),
                         None if bias is None else cut(bias),
+                        partial(self._matrix, block),
                     )
                     total = total + (update if weight == 1.0 else update * weight)
             pieces.append(total)
@@ -271,6 +288,13 @@ class LoraLayer(Module):
                 if part is not None and (first := part.first()) is not None:
                     pieces[place] = pieces[place] - self.layer_type.apply(self.base, x, first[0]) @ (first[1] * (part.scaling * weight))
         return pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
+
+    def _matrix(self, block: str) -> Tensor:
+        """The weight's columns of a block as a tensor (d, k)."""
+        assert self.layer_type is not None
+        weight, (start, stop) = self.layer_type.weight(self.base), self.layer_type.blocks(self.base)[block]
+        matrix = weight.reshape(*self.layer_type.shape(self.base)) if weight.requires_grad or weight.ndim != 2 else weight
+        return matrix if (start, stop) == (0, matrix.shape[1]) else matrix[:, start:stop]
 
     def _weight_handle(self, block: str) -> Any:
         """A handle of the weight's columns of a block, for the kernels; kept while the weight stays the same."""

@@ -42,6 +42,15 @@ class LayerType(Generic[M]):
         """
         raise NotImplementedError
 
+    def rows(self, module: M, x: Tensor) -> np.ndarray:
+        """The inputs as the rows that meet the weight, so that `apply(x, W)` is rows @ W: (n, d). What data-driven inits look at.
+
+        As it stands what the operation makes of the identity: right for all, and worth overriding where there is a shorter way.
+        """
+        d, _ = self.shape(module)
+        one = Tensor(np.eye(d, dtype=self.weight(module).dtype), backend=x.backend)
+        return self.apply(module, x, one).numpy().reshape(-1, d)
+
     def weight(self, module: M) -> Parameter:
         """The parameter that acts as the matrix: its last axis is k, all others together are d."""
         return module.weight  # type: ignore[attr-defined]
@@ -54,6 +63,10 @@ class LayerType(Generic[M]):
         """(d, k)."""
         weight = self.weight(module)
         return weight.size // weight.shape[-1], weight.shape[-1]
+
+    def window(self, module: M) -> tuple[int, ...]:
+        """The window of a convolution, whose d counts as (*window, channels); () for any other layer."""
+        return ()
 
     def blocks(self, module: M) -> Mapping[str, tuple[int, int]]:
         """The column blocks that can have adapters of their own, name to (start, stop), in order; one unnamed block otherwise."""
@@ -109,6 +122,10 @@ class LinearType(LayerType[Linear]):
         """(..., d), (d, c) -> (..., c)."""
         return ops.linear(x, m)
 
+    def rows(self, module: Linear, x: Tensor) -> np.ndarray:
+        """The inputs themselves: (..., d) -> (n, d)."""
+        return x.numpy().reshape(-1, x.shape[-1])
+
 
 class EmbeddingType(LayerType[Embedding]):
     """`Embedding`: rows of W by number, which is what a one-hot row vector times W is."""
@@ -118,6 +135,13 @@ class EmbeddingType(LayerType[Embedding]):
     def apply(self, module: Embedding, x: Any, m: Any) -> Tensor:
         """Integers (...,), (v, c) -> (..., c)."""
         return ops.gather_rows(m, x)
+
+    def rows(self, module: Embedding, x: Tensor) -> np.ndarray:
+        """A one-hot row for each number: (...,) -> (n, v)."""
+        numbers = x.numpy().ravel()
+        rows = np.zeros((numbers.size, self.shape(module)[0]), self.weight(module).dtype)
+        rows[np.arange(numbers.size), numbers] = 1
+        return rows
 
     def bias(self, module: Embedding) -> None:
         """None: an embedding adds no bias."""

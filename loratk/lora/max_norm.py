@@ -7,7 +7,7 @@ import numpy as np
 
 from ..exchange.factors import frobenius, product_norm
 from .control import Controller, put
-from .parts import parts_of
+from .parts import parts_of, single
 
 if TYPE_CHECKING:
     from .adapter import LoraAdapter
@@ -60,4 +60,4 @@ def update_norm(part: "LoraAdapter") -> float:
 
 
 def _capped(model: "LoraModel", adapter: str) -> dict[str, "LoraAdapter"]:
-    return {part.name: part.adapter for part in parts_of(model, adapter) if part.adapter.settings.max_norm is not None}
+    return {part.name: part.adapter for part in single(parts_of(model, adapter)) if part.adapter.settings.max_norm is not None}

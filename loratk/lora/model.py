@@ -1,7 +1,7 @@
 """A base model with adapters: put in by pattern, switched, weighted, merged, saved, and taken out again."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,15 @@ from .control import Controller
 from .fingerprint import fingerprint
 from .gate import Gate, alone
 from .layer import LoraLayer, check_adapter_name
+from .max_norm import max_norm
 from .merging import folded_arrays, merge_layers
+from .parts import parts_of
 from .placing import biased_modules, rank_faults
 from .report import Summary, summarize
+from .resizing import Ranks, compact, resize, use_rank
 from .selection import Owner, Selected, Selection, selection, using
+from .sharing import tie
+from .starting import prepare, start_faults
 from .targets import Choice, explain, find_candidates, select
 from .tree import ROOT, modules, own, swap, walk
 from .weights import Active, as_weights
@@ -64,14 +69,23 @@ class LoraModel(Module):
     # Making one
 
     @classmethod
-    def adapt(cls, module: Module, config: LoraConfig, *, adapter: str = "default", registry: Registry | None = None) -> "LoraModel":
+    def adapt(
+        cls,
+        module: Module,
+        config: LoraConfig,
+        *,
+        adapter: str = "default",
+        data: Iterable[Any] | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+        registry: Registry | None = None,
+    ) -> "LoraModel":
         """Freeze any module and give it an adapter, active. Changes the module itself: its layers are wrapped, until `unload`.
 
-        Raises ConfigError, listing each pattern that matches nothing and each layer whose rank is too high; the module
-        is then as it was, but frozen.
+        `data` and `loss` are for inits that start from data, see `add_adapter`. Raises ConfigError, listing each pattern that matches
+        nothing and each layer whose rank is too high; the module is then as it was, but frozen.
         """
         model = cls(module, registry=registry)
-        model.add_adapter(adapter, config)
+        model.add_adapter(adapter, config, data=data, loss=loss)
         model.set_active(adapter)
         return model
 
@@ -140,10 +154,21 @@ class LoraModel(Module):
         return {name: weight for layer in self.layers.values() for name, weight in (layer.merged or {}).items()}
 
     @alone
-    def add_adapter(self, name: str, config: LoraConfig, *, check_rank: bool = True, filled: bool = True) -> None:
+    def add_adapter(
+        self,
+        name: str,
+        config: LoraConfig,
+        *,
+        check_rank: bool = True,
+        filled: bool = True,
+        data: Iterable[Any] | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
         """Add an adapter, which starts without effect and is not active yet. Raises ConfigError with every fault; all or nothing.
 
-        `filled` False leaves the config's init out, for values that come from a file.
+        An init that starts from data sees one pass over `data`, an iterable of batches x or (x, y), through the base alone in evaluation
+        mode; one that starts from gradients also runs `loss(outputs, y)` backward, once a batch. The model keeps a config with the ranks
+        that the init found. `filled` False leaves the config's init out, for values that come from a file.
         """
         check_adapter_name(name)
         if not isinstance(config, LoraConfig):
@@ -157,13 +182,21 @@ class LoraModel(Module):
         chosen = select(base, config, self.registry)
         if check_rank and (found := rank_faults(chosen, config)):
             raise ConfigError(faults("This config's rank is too high for some layers:", found))
+        evidence: Mapping[str, Mapping[str, Any]] = {}
+        if filled:
+            if found := start_faults(chosen, config, self.registry.inits):
+                raise ConfigError(faults("The config's init cannot start some layers:", found))
+            config, chosen, evidence = prepare(self, config, chosen, data, loss)
         biased = biased_modules(base, {candidate.name for candidate, _ in chosen}, config, self.registry)
         wanted: dict[str, Sequence[str]] = {candidate.name: blocks for candidate, blocks in chosen}
         wanted |= {module: () for module in biased if module not in wanted}
         try:
             for module, blocks in wanted.items():
                 layer = self._wrap(module, dict(base)[module])
-                layer.add(name, config, blocks=blocks, bias=module in biased, check_rank=False, filled=filled)
+                layer.add(
+                    name, config, blocks=blocks, bias=module in biased, check_rank=False, evidence=evidence.get(module), filled=filled
+                )
+            tie(self, name, config)
         except BaseException:  # a plugin's method may raise anything
             self._remove(name)
             raise
@@ -260,7 +293,7 @@ class LoraModel(Module):
                 raise StateError("Cannot select adapters for a call while they are switched off; enable() first.")
             self._no_merge("select adapters for a call")
             allowed = {}
-            self._allowed = now, allowed
+            vars(self)["_allowed"] = now, allowed  # not set as an attribute, which would change the version
         chosen = selection(adapter)
         if not allowed.keys() >= chosen.names():
             self._check(*chosen.names())
@@ -275,6 +308,42 @@ class LoraModel(Module):
     def _no_merge(self, what: str) -> None:
         if self.merged:
             raise StateError(f"Cannot {what} while {choices(self.merged)} is merged; unmerge() first.")
+
+    # Ranks
+
+    @alone
+    def compact(self, adapter: str = "default") -> Ranks:
+        """Cut the ranks that training switched off (AdaLoRA's lambdas, SoRA's gates, what `elastic` does not use): the update stays.
+
+        A layer that is left with rank 0 loses the adapter. Ranks, alphas (the scaling stays) and exclusions go into the config by exact
+        names, so that a file of it is smaller too. Optimisers and controllers made before refuse what has changed: make new ones. Raises
+        StateError if nothing would be left, or anything is merged.
+        """
+        self._check(adapter)
+        return compact(self, adapter)
+
+    @alone
+    def resize(self, adapter: str = "default", *, rank: int | None = None, energy: float | None = None) -> Ranks:
+        """Give every layer the best update of at most that `rank`, or of the least rank that keeps the share `energy` of its squared norm.
+
+        By singular values, in factor space; of DyLoRA the first ranks. A rank above a layer's own adds random columns of A and zero rows of
+        B, which can train, up to min(d, k). LoRA and DoRA stay what they are, every other method with factors becomes plain LoRA; with
+        neither rank nor energy that is all, and exact. What `compact` says of config, optimisers and errors holds here too. Raises
+        ConfigError that lists the layers whose method has no factors.
+        """
+        self._check(adapter)
+        return resize(self, adapter, rank=rank, energy=energy)
+
+    @alone
+    def use_rank(self, adapter: str = "default", rank: int | None = None) -> None:
+        """Let the first `rank` ranks of an adapter alone act, None for all, wherever it computes, merges or is saved. For DyLoRA.
+
+        Layers of a smaller rank use all of theirs. Training goes on drawing ranks as before. Raises ConfigError for a method whose first
+        ranks are no adapter by themselves (`resize` cuts those), StateError while anything is merged.
+        """
+        self._check(adapter)
+        self._no_merge("choose a rank")
+        use_rank(self, adapter, rank)
 
     # What trains
 
@@ -291,10 +360,9 @@ class LoraModel(Module):
         """What the methods of the active adapters do around the steps of training. A Trainer asks for them by itself."""
         found = []
         for name in self.active:
-            parts = [part for layer in self.layers.values() if name in layer.names() for part in layer.adapter(name).blocks().values()]
-            methods = {part.method.name: part.method for part in parts}
+            methods = {part.adapter.method.name: part.adapter.method for part in parts_of(self, name)}
             made = [method.controller(self, name, steps) for method in methods.values()]
-            found += [controller for controller in made if controller is not None]
+            found += [controller for controller in (*made, max_norm(self, name)) if controller is not None]
         return found
 
     def freeze_base(self) -> None:
@@ -419,7 +487,13 @@ class LoraModel(Module):
         """
         mine = self._tensors(adapter)
         arrays = {name: np.asarray(array) for name, array in state.items()}
-        if found := state_faults(mine, arrays, finite=True):
+        found = state_faults(mine, arrays, finite=True)
+        for name, layer in self.layers.items() if not found else ():
+            if adapter in layer.names():
+                held = layer.adapter(adapter)
+                values = {key: arrays[f"{name}.{key}"] for key in held.tensors()}
+                found += [f"module {name!r}: {fault}" for fault in held.faults(values)]
+        if found:
             raise FormatError(faults(f"This state does not fit the adapter {adapter!r} (nothing was loaded):", found))
         self._no_merge("load into an adapter")
         for name, parameter in mine.items():

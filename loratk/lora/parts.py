@@ -1,8 +1,10 @@
 """The pieces of an adapter, one for each layer or column block, with the names they go by."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .adapter import LoraAdapter
 from .layer import LoraLayer
 
@@ -37,15 +39,21 @@ def parts_of(model: "LoraModel", adapter: str) -> list[Part]:
     ]
 
 
+def single(parts: Iterable[Part]) -> list[Part]:
+    """Each piece once, under its first name, where layers share some."""
+    found: dict[int, Part] = {}
+    for part in parts:
+        found.setdefault(id(part.adapter), part)
+    return list(found.values())
+
+
 def trained_by(model: "LoraModel", adapter: str, method: "Method") -> dict[str, LoraAdapter]:
-    """The pieces of an adapter that have a method, by name."""
-    return {part.name: part.adapter for part in parts_of(model, adapter) if part.adapter.method is method}
+    """The pieces of an adapter that have a method, by name; one that layers share once."""
+    return {part.name: part.adapter for part in single(parts_of(model, adapter)) if part.adapter.method is method}
 
 
 def options_of(parts: dict[str, LoraAdapter], method: "Method") -> dict[str, object]:
     """The options of a method whose controller acts over all these pieces together. Raises ConfigError where they differ."""
-    from ..errors import ConfigError
-
     found = {name: {**method.options, **part.settings.options} for name, part in parts.items()}
     (first, options), *others = found.items()
     for name, other in others:

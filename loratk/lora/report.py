@@ -104,7 +104,7 @@ class Summary:
 
 def summarize(model: "LoraModel") -> Summary:
     """The summary of a model as it is now."""
-    rows = []
+    rows, seen = [], set[int]()
     for name, layer in model.layers.items():
         kind: LayerType[Any] | None = layer.layer_type
         for adapter in layer.names():
@@ -112,9 +112,10 @@ def summarize(model: "LoraModel") -> Summary:
             for block, part in held.blocks().items():
                 whole = ".".join(p for p in (name, block) if p)
                 shape = (part.d, part.k)
-                rows.append(
-                    LayerSummary(whole, kind.name if kind else "", shape, adapter, part.method.name, part.rank, part.scaling, part.count())
-                )
+                count = 0 if id(part) in seen else part.count()  # layers may share one
+                seen.add(id(part))
+                where = whole, kind.name if kind else "", shape
+                rows.append(LayerSummary(*where, adapter, part.method.name, part.rank, part.scaling, count))
             if held.bias is not None:
                 size = held.bias.size
                 rows.append(LayerSummary(f"{name}.bias", kind.name if kind else "", (1, size), adapter, "bias", 0, 1.0, size))

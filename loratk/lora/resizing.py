@@ -21,6 +21,7 @@ from .parts import Part, parts_of
 from .pinned import Block, pinned
 from .settings import FIELDS, LayerSettings, is_integer, is_number
 from .starting import all_names
+from .targets import matches
 from .tree import swap
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def use_rank(model: "LoraModel", adapter: str, rank: int | None) -> None:
 
 def _resized(part: Part, rank: int | None, energy: float | None) -> Change | None:
     held = part.adapter
-    values, factors = _values(held), held.method.factors(_values(held))
+    values = _values(held)
+    factors = held.method.factors(values)
     if factors is None:
         return None
     if held.method.nested and energy is None:
@@ -161,7 +163,8 @@ def apply(model: "LoraModel", adapter: str, changes: list[Change]) -> Ranks:
 
 def chosen(model: "LoraModel", adapter: str) -> tuple[LoraConfig, Arrays]:
     """The config and arrays to save: those of an adapter as it is, or where `use_rank` chose one, of that rank."""
-    config, arrays, pieces = model.adapters[adapter], model.state(adapter), parts_of(model, adapter)
+    arrays, pieces = model.state(adapter), parts_of(model, adapter)
+    config = model.adapters[adapter]
     if all(part.adapter.rank_now is None for part in pieces):
         return config, arrays
     blocks = []
@@ -186,11 +189,18 @@ def configured(model: "LoraModel", config: LoraConfig, changes: list[Change]) ->
         rank, alpha = (settings.rank, settings.alpha) if settings else (0, 0.0)
         blocks.append(Block(part.name, part.within, part.linear, rank, alpha))
     config = pinned(config, blocks, among=names)
+    if config.share:
+        config = config.replace(share={pattern: path for pattern, path in config.share.items() if _meets(pattern, kept)})
     own: dict[str, dict[str, Any]] = {}
     for name, (part, settings) in kept.items():
         if config.layer(name, part.within, linear=part.linear) != settings:
             own[exact_pattern(name, names)] = {key: getattr(settings, key) for key in FIELDS}
-    return config.replace(layer_pattern={**own, **config.layer_pattern}) if own else config
+    others = {pattern: values for pattern, values in config.layer_pattern.items() if pattern not in own}
+    return config.replace(layer_pattern=own | others) if own else config
+
+
+def _meets(pattern: str, kept: Mapping[str, tuple[Part, LayerSettings]]) -> bool:
+    return any(matches(pattern, name, linear=part.linear) for part, _ in kept.values() for name in (part.name, part.within))
 
 
 def _kind(settings: LayerSettings) -> tuple[Any, ...]:

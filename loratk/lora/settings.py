@@ -89,12 +89,14 @@ def together_faults(values: Mapping[str, Any], registry: Registry, where: str = 
         yield from (where + fault for fault in method.option_faults(options))
     if is_number(values["rank_dropout"]) and values["rank_dropout"] > 0 and not method.drops_ranks:
         yield f"{where}the method {name!r} has no ranks that rank_dropout could drop; leave it at 0"
-    if values["max_norm"] is not None and not method.proportional:
+    if values["max_norm"] is not None and not (method.scales and method.proportional):
         yield f"{where}the update of the method {name!r} cannot be scaled down, as max_norm would ask for; leave it out"
-    yield from (where + fault for fault in _init_faults(values["init"], name, registry))
+    yield from (where + fault for fault in _init_faults(values["init"], name, options, registry))
+    if values["max_norm"] is not None and _moves_base(values["init"], registry):
+        yield f"{where}max_norm cannot scale down an update from which an init takes its first product, as {values['init']!r} does"
 
 
-def _init_faults(init: Any, name: str, registry: Registry) -> Iterator[str]:
+def _init_faults(init: Any, name: str, options: Any, registry: Registry) -> Iterator[str]:
     method = registry.methods[name]
     if init is None:
         return
@@ -105,6 +107,14 @@ def _init_faults(init: Any, name: str, registry: Registry) -> Iterator[str]:
         yield f"the method {name!r} has first values of its own and takes no init, found {init!r}"
     else:
         found = registry.inits[chosen]
-        yield from found.option_faults({key: value for key, value in init.items() if key != "name"} if isinstance(init, Mapping) else {})
-        if found.moves_base and not method.proportional:
+        own = {key: value for key, value in init.items() if key != "name"} if isinstance(init, Mapping) else {}
+        yield from found.option_faults(own)
+        if isinstance(options, Mapping) and {"lora_A", "lora_B"} <= method.frozen(options) | found.frozen({**found.options, **own}):
+            yield f"the method {name!r} with these options freezes one factor and init {chosen!r} the other: nothing would train"
+        if found.moves_base and (not method.proportional or method.nested):
             yield f"init {chosen!r} takes its first product off the base's weight, which the method {name!r} does not allow"
+
+
+def _moves_base(init: Any, registry: Registry) -> bool:
+    chosen = init.get("name") if isinstance(init, Mapping) else init
+    return isinstance(chosen, str) and chosen in registry.inits and registry.inits[chosen].moves_base

@@ -110,7 +110,8 @@ def select(modules: Sequence[tuple[str, Module]], config: "LoraConfig", registry
     chosen = [(candidate, blocks) for candidate, blocks in chosen if blocks]
     found = []
     everything = [(candidate, list(candidate.blocks)) for candidate in candidates]
-    pools = {"targets": everything, "exclude": everything, "rank_pattern": chosen, "alpha_pattern": chosen, "layer_pattern": chosen}
+    pools = dict.fromkeys(("targets", "exclude"), everything)
+    pools |= dict.fromkeys(("rank_pattern", "alpha_pattern", "layer_pattern", "share"), chosen)
     for field, pool in pools.items():
         for pattern in getattr(config, field):
             if not any(_first([pattern], candidate, block) for candidate, blocks in pool for block in blocks):

@@ -132,6 +132,14 @@ class Optimizer:
                     found.append(renewed)
         return found
 
+    def restart(self, parameters: Iterable[Parameter]) -> None:
+        """Forget what is remembered of parameters, and count their steps anew: for those that something else has moved far."""
+        wanted = {id(parameter) for parameter in parameters}
+        for slot in self._slots:
+            if id(slot.parameter) in wanted:
+                slot.steps = 0
+                slot.put({name: np.zeros(slot.parameter.shape, slot.parameter.dtype) for name in slot.arrays})
+
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for slot in self._slots:

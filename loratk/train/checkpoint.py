@@ -37,17 +37,21 @@ def write(
     model: Module,
     optimizer: Any,
     callbacks: Sequence[Callback],
-    controllers: Sequence[Any],
+    controllers: Sequence[Mapping[str, Any]],
     meta: dict[str, Any],
     keep: int,
 ) -> None:
-    """Write a checkpoint at once or not at all. Of earlier ones at that path, `keep` - 1 stay as NAME.1.SUFFIX, NAME.2.SUFFIX, ..."""
+    """Write a checkpoint at once or not at all; `controllers` are their states, as `controller_states` gives them.
+
+    Of earlier ones at that path, `keep` - 1 stay as NAME.1.SUFFIX, NAME.2.SUFFIX, ...
+    """
     arrays = {f"model/{name}": np.array(value.numpy()) for name, value in moving(model).items()}
     arrays |= {f"optimizer/{name}": value for name, value in optimizer.state_dict().items()}
-    states, controlled = _states("callbacks", callbacks, arrays), _states("controllers", controllers, arrays)
+    states = _states("callbacks", [callback.state_dict() for callback in callbacks], arrays)
+    controlled = _states("controllers", controllers, arrays)
     generators = {name: _plain(state) for name, state in generator_states(model.generators()).items()}
     meta = meta | {"kind": KIND, "version": VERSION, "callbacks": [_kind(callback) for callback in callbacks], "states": states}
-    meta["controllers"] = [{"kind": _kind(controller), **state} for controller, state in zip(controllers, controlled, strict=True)]
+    meta["controllers"] = controlled
     try:
         text = strict_json.dumps(meta | {"generators": generators})
     except ValueError as error:
@@ -125,11 +129,15 @@ def controlled(contents: Contents, meta: dict[str, Any]) -> list[dict[str, Any]]
     return [state | section(contents, f"controllers/{i}/") for i, state in enumerate(meta["controllers"])]
 
 
-def _states(what: str, items: Sequence[Any], arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def controller_states(controllers: Sequence[Any]) -> list[dict[str, Any]]:
+    """What each controller wants kept, and its `kind`: what `controlled` gives back."""
+    return [{"kind": _kind(controller), **controller.state_dict()} for controller in controllers]
+
+
+def _states(what: str, items: Sequence[Mapping[str, Any]], arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """What callbacks or controllers want kept: JSON values, and what is an array among `arrays`."""
     states: list[dict[str, Any]] = []
-    for i, item in enumerate(items):
-        state = item.state_dict()
+    for i, state in enumerate(items):
         arrays |= {f"{what}/{i}/{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
         states.append({name: value for name, value in state.items() if not isinstance(value, np.ndarray)})
     return states

@@ -1,13 +1,14 @@
 """One optimiser step over one or several batches, all of it or nothing."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import AnomalyError, StateError
+from ..lora.control import records, update
 from ..nn import Module, Parameter
 from ..nn.clip import clip_grad_norm
 from .data import Batch, count_rows
@@ -21,7 +22,7 @@ from .model_state import Draft
 class Update:
     """What a step did: the mean loss over its batches, their rows, the learning rate, the gradient's norm before clipping (or None).
 
-    `penalty`: what the model's controllers added to the loss, None where they add nothing.
+    `penalty`: what the model's controllers added to the loss, None where they add nothing; `controlled`: what they tell of the step.
     """
 
     loss: float
@@ -29,6 +30,7 @@ class Update:
     lr: float
     grad_norm: float | None
     penalty: float | None
+    controlled: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stepper:
@@ -81,11 +83,7 @@ class Stepper:
                 norm = self._clip(where)
             lr = float(self.optimizer.lr)
             self.torn = True
-            for controller in self.controllers:
-                controller.before_update()
-            self.optimizer.step()
-            for controller in self.controllers:
-                controller.after_update(lr)
+            update(self.controllers, self.optimizer)
             for (_, y), weight, (loss, sums) in zip(group, weights, done, strict=True):
                 totals.add(loss, weight, count_rows(y), sums)
         except BaseException:
@@ -94,7 +92,7 @@ class Stepper:
         finally:
             self._forget_gradients()
         mean = sum(share * loss for share, (loss, _) in zip(shares, done, strict=True))
-        return Update(mean, sum(count_rows(y) for _, y in group), lr, norm, penalty)
+        return Update(mean, sum(count_rows(y) for _, y in group), lr, norm, penalty, records(self.controllers))
 
     def _batch(self, x: Any, y: Any, share: float, totals: Totals, where: str) -> tuple[float, list[list[float]]]:
         loss, outputs = evaluate_batch(self.model, self.loss, x, y)

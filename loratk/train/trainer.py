@@ -221,6 +221,8 @@ class Trainer:
         """The model's controllers: those of the fit that goes on, with the state of a checkpoint it goes on from, else new ones."""
         if not self.continuing or not self._controllers:
             self._controllers = self.model.controllers(self.steps_planned()[1])
+        if not self.continuing:
+            self._controlled = None  # the checkpoint's fit had ended: this is another one
         if self._controlled is not None:
             kinds = [state["kind"] for state in self._controlled]
             if kinds != (mine := [type(controller).__name__ for controller in self._controllers]):
@@ -290,6 +292,7 @@ class Trainer:
             record["grad_norm"] = update.grad_norm
         if update.penalty is not None:
             record["penalty"] = update.penalty
+        record |= {name: value for name, value in update.controlled.items() if name not in record}
         record["seconds"] = self._elapsed()
         self.history.steps.append(record)
         stepper.torn = False
@@ -335,8 +338,9 @@ class Trainer:
             "totals": self._totals.state(),
         }  # fmt: skip
         meta = {"trainer": state, "config": self._config(), "history": self.history.to_json(), "frozen": self._fingerprint[1]}
+        controllers = files.controller_states(self._controllers) if self._controlled is None else self._controlled
         files.write(
-            path, model=self.model, optimizer=self.optimizer, callbacks=self.callbacks, controllers=self._controllers, meta=meta, keep=keep
+            path, model=self.model, optimizer=self.optimizer, callbacks=self.callbacks, controllers=controllers, meta=meta, keep=keep
         )  # fmt: skip
         if path == self.checkpoint:
             self._saved = (self.step, self.epoch)

@@ -103,7 +103,7 @@ def test_repr_shows_every_field():
         ("alpha_pattern", {"fc": math.nan}, r"alpha_pattern\['fc'\] must be a finite number"),
         ("alpha_pattern", {"re:*": 1.0}, "no regular expression"),
         ("rslora", 1, "rslora must be True or False"),
-        ("method", "lore", "method must be one of 'dora', 'lora'.*found 'lore'; a plugin"),
+        ("method", "lore", "method must be one of 'adalora', 'dora'.*found 'lore'; a plugin"),
         ("method", None, "method must be one of"),
         ("options", {"inti": "gaussian"}, "the method 'lora' has no option 'inti'; its options: 'corrected', 'freeze_A'"),
         ("init", "random", "init must be one of "),
@@ -218,7 +218,7 @@ def test_equality_is_that_of_all_fields(one, other):
         {"rank": 9}, {"alpha": 9}, {"dropout": 0.5}, {"bias": "all"}, {"targets": ["fc"]}, {"exclude": ["fc"]}, {"rank_pattern": {"fc": 1}},
         {"alpha_pattern": {"fc": 1}}, {"method": "dora"}, {"init": "gaussian"},
         {"rank_dropout": 0.5}, {"module_dropout": 0.5}, {"max_norm": 1.0},
-        {"layer_pattern": {"fc": {"rank": 2}}}, {"rslora": True}, {"seed": 1},
+        {"layer_pattern": {"fc": {"rank": 2}}}, {"share": {"fc": "up"}}, {"rslora": True}, {"seed": 1},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -228,8 +228,8 @@ def test_no_field_is_left_out_of_equality(change):
 
 def test_the_fields_are_all_tested_for_equality():
     assert {field.name for field in fields(LoraConfig)} == {
-        "rank", "alpha", "dropout", "bias", "targets", "exclude", "rank_pattern", "alpha_pattern", "layer_pattern", "method", "options",
-        "init", "rslora", "rank_dropout", "module_dropout", "max_norm", "seed",
+        "rank", "alpha", "dropout", "bias", "targets", "exclude", "rank_pattern", "alpha_pattern", "layer_pattern", "share", "method",
+        "options", "init", "rslora", "rank_dropout", "module_dropout", "max_norm", "seed",
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Call:
     dropped_product: `product` on the input after dropout (the same tensor where there is none), computed when called.
     weight: a handle of the weight (d, k) for the kernels; its gradient is not taken.
     bias: the layer's own bias (k,), which is added to the product afterwards, or None.
+    matrix: the weight (d, k) as a tensor, whose gradient is taken where the base trains too; None where nobody gives it.
     drop_ranks: rank dropout, to be applied to the (..., r) between the factors by a method that `drops_ranks`.
     rank: how many of the ranks act, where it is fewer than all, else None.
     rng: the adapter's own generator in a pass of training, else None.
@@ -41,6 +42,7 @@ class Call:
     drop_ranks: Callable[[Tensor], Tensor] = _same
     rank: int | None = None
     rng: np.random.Generator | None = None
+    matrix: Callable[[], Tensor] | None = None
 
 
 class Method:
@@ -60,8 +62,18 @@ class Method:
     """Whether it has the factors lora_A and lora_B, which a registered init may give their first values."""
     drops_ranks: ClassVar[bool] = False
     """Whether `update` applies `Call.drop_ranks`."""
+    form: ClassVar[str | None] = None
+    """The method whose parameters and update it has, where only training differs: files say that one, and its fused paths serve it."""
+    nested: ClassVar[bool] = False
+    """Whether its first ranks alone are an adapter: then `update` follows `Call.rank`, and `LoraModel.use_rank` may choose one."""
+    scales: ClassVar[tuple[str, ...]] = ()
+    """Parameters in each of which the update is linear: with each of these n times c^(1/n) it is times c. What `max_norm` needs."""
     scaled: ClassVar[bool] = True
     """Whether `scaling` means anything to it; where not, it is 1 whatever rank and alpha are."""
+    ranked: ClassVar[bool] = True
+    """Whether the rank means anything to it; where not, it is 0 whatever the config says."""
+    windowed: ClassVar[bool] = False
+    """Whether `initial` is given the weight of a convolution with its window, (*window, channels, k), where d counts in that order."""
 
     def option_faults(self, options: Mapping[str, Any]) -> Iterator[str]:
         """What is wrong with the options of a config, a line each."""
@@ -74,8 +86,18 @@ class Method:
         raise NotImplementedError
 
     def shapes(self, d: int, k: int, rank: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter for a (d, k) weight."""
+        """The shape of each parameter for a (d, k) weight; under the default options, where they depend on options."""
         raise NotImplementedError
+
+    def rank_limit(self, d: int, k: int, options: Mapping[str, Any]) -> int | None:
+        """The largest rank that makes sense for a (d, k) weight; None for any."""
+        return min(d, k) if self.ranked else None
+
+    def parameter_faults(self, parameters: Mapping[str, np.ndarray], d: int, k: int, rank: int) -> Iterator[str]:
+        """What is wrong with parameters from a file for a (d, k) weight, a line each; where shapes depend on options, of any of them."""
+        want, found = self.shapes(d, k, rank), {name: array.shape for name, array in parameters.items()}
+        if found != want:
+            yield f"for a {d, k} weight its tensors must be {want}, found {found}"
 
     def frozen(self, options: Mapping[str, Any]) -> frozenset[str]:
         """The names of parameters that do not train under these options."""
@@ -92,6 +114,14 @@ class Method:
     def bias_delta(self, bias: np.ndarray, parameters: Mapping[str, np.ndarray], scaling: float) -> np.ndarray | None:
         """What merging adds to the layer's bias (k,), for a method whose update depends on `Call.bias`; None for nothing."""
         return None
+
+    def factors(self, parameters: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+        """A (d, r) and B (r, k) whose product, times the scaling, is the update of a low-rank method; None for any other."""
+        return None
+
+    def take(self, parameters: Mapping[str, np.ndarray], ranks: np.ndarray) -> dict[str, np.ndarray]:
+        """The parameters of these ranks alone, given by number, of a method that has `factors`."""
+        raise NotImplementedError
 
     def compact(self, parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int] | None:
         """The same update from smaller parameters, and their rank (0 for none): what training switched off is cut; None if nothing is."""
