@@ -14,6 +14,7 @@ from ..exchange.bake import dora_update
 from ..exchange.base import EMBEDDINGS, input_first
 from ..exchange.factors import Pair, update_pairs
 from ..exchange.joining import joined
+from ..exchange.methods_layout import is_own
 from ..exchange.others import KNOWN, Other
 from ..exchange.plain import as_lora, as_other, is_shared, shared_of
 from ..exchange.plain import input_first as to_input_first
@@ -67,6 +68,8 @@ class Exact:
     def elsewhere(self, module: str) -> bool:
         """Whether a module is of a method that other tools train, with the parameters that they keep of it."""
         record, held = self.state.modules[module], self.held[module]
+        if is_own(record, held):  # loratk's own parameters, of which `as_other` makes theirs
+            return True
         if record["method"] not in KNOWN or record["method"] not in self._registry.methods:
             return record["method"] in KNOWN
         try:
@@ -160,9 +163,8 @@ def _registered(module: str, record: Record, held: Tensors, registry: Registry, 
     if len(shape) != 2:
         raise FormatError("its record does not say the shape of its weight")
     weight = np.zeros(shape) if method.proportional and base is None else weight_of(base, module, record, shape)
-    want, got = method.shapes(*shape, record.get("rank", 0)), {key: array.shape for key, array in held.items()}
-    if want != got:
-        raise FormatError(f"for a {shape} weight its tensors must be {want}, found {got}")
+    if found := list(method.parameter_faults(held, *shape, record.get("rank", 0))):
+        raise FormatError("; ".join(found))
     wide = {key: array.astype(np.float64) if array.dtype.kind == "f" else array for key, array in held.items()}
     scaling = float(record.get("scaling", 1.0))
     return np.asarray(method.delta(get_backend("reference"), weight.astype(np.float64), wide, scaling))

@@ -11,6 +11,8 @@ import numpy as np
 from ..errors import ConfigError, choices, faults
 from .bake import bake_dora
 from .format import FEATURES, AdapterFormat, Request
+from .joining import joined_states
+from .methods_layout import torch_state
 from .plain import plain_lora
 from .portable import portable
 from .state import AdapterState
@@ -77,10 +79,11 @@ def fit(
     default the module's own; `plain` bakes other methods though the format has them. Everything else raises ConfigError, each feature with
     the modules that need it.
     """
-    states = list(states)
-    notes: list[str] = []
+    states, notes = (list(states), []) if format.own else joined_states(states)
+    states = states if format.own else [torch_state(state) for state in states]
     if request.bake:
-        states, notes = plain_lora(states, base=request.base, rank=rank, which=lambda state: _others(format, state, plain))
+        states, said = plain_lora(states, base=request.base, rank=rank, which=lambda state: _others(format, state, plain))
+        notes += said
         if "dora" in _lacks(format, states) and request.base is not None:
             states, said = bake_dora(states, request.base, rank)
             notes += said

@@ -68,7 +68,7 @@ def to_torch(record: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> tuple
 def torch_state(state: AdapterState) -> AdapterState:
     """A state with all these modules as torch's tools keep them; what VeRA shares is a module of its own, `root`.
 
-    VeRA whose modules share no matrices (another rank or seed each) stays as it is.
+    VeRA whose modules share no matrices (another rank or seed each, or the inputs of convolutions among them) stays as it is.
     """
     parameters = state.parameters()
     own = [module for module, held in parameters.items() if is_own(state.modules[module], held)]

@@ -69,12 +69,24 @@ def plain_lora(
             else:
                 notes.append(f"adapter {state.name!r}, module {module!r}: {made(*key)}, {lost:.2%} of it lost")
         notes += [f"adapter {state.name!r}, {count} module{'s' * (count != 1)}: {exactly(*key)}" for key, count in exact.items()]
+        if base is not None:
+            _with_biases(modules, parameters, base)
         if vera and chosen.issuperset(vera):
             modules = {module: pair for module, pair in modules.items() if not is_shared(*pair)}
         changed.append(rebuilt(state, modules))
     if found:
         raise ConfigError(faults("not everything can be made LoRA:", found))
     return changed, notes
+
+
+def _with_biases(modules: dict[str, Module], before: Mapping[str, Mapping[str, np.ndarray]], base: Base) -> None:
+    """Where some modules now change a bias (IA3 of outputs), no change for the others that have one: a config says it of all or of none."""
+    if all("bias" in before[module] or "bias" not in held for module, (_, held) in modules.items()):
+        return
+    known = frozenset(base.modules())
+    for module, (_, held) in modules.items():
+        if "lora_B" in held and "bias" not in held and module in known and (bias := base.bias(module)) is not None:
+            held["bias"] = np.zeros(bias.shape, held["lora_B"].dtype)
 
 
 def made(method: str, rank: int | None, new: int) -> str:
@@ -158,7 +170,8 @@ def as_lora(other: Other, limit: int | None = None) -> tuple[Module, float | Non
         rank = left.shape[1]
         table = other.record.get("layer_type") == "embedding"
         facts, a, b = from_torch(right.reshape(rank, -1, *window), left.reshape(-1, rank, *[1] * len(window)), table=table)
-    dtype = np.result_type(np.float32, *(array.dtype for name, array in other.held.items() if name not in BESIDE))
+    numbers = (array.dtype for name, array in other.held.items() if name not in BESIDE and array.dtype.kind == "f")
+    dtype = np.result_type(np.float32, *numbers)
     held = {"lora_A": a.astype(dtype), "lora_B": b.astype(dtype)}
     record = {key: value for key, value in other.record.items() if key not in ("dtypes", "orientation", "options", "side")} | facts
     if (want := other.record.get("shape")) is not None and facts["shape"] != list(want):
