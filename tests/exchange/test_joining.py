@@ -56,6 +56,7 @@ def test_the_joined_factors_are_the_update(case):
         assert record["method"] == "lora"
         assert set(held) == {"lora_A", "lora_B"}
         assert record["rank"] == held["lora_A"].shape[1] == (2 if case == "gain" else 4)
+        assert record["scaling"] == pytest.approx(record["alpha"] / record["rank"] ** (0.5 if case == "stabilised" else 1))
         assert np.allclose(dense_update(record, held), want, atol=1e-6)
         assert np.allclose(dense_update(state.modules[module], state.parameters()[module]), want, atol=1e-6)
     whole = joined_state(state)
