@@ -23,7 +23,7 @@ SPEC = re.compile(r"(?P<path>.+?)(?:#(?P<name>[^#:]+))?(?::(?P<weight>[-+]?[0-9.
 
 @click.command("combine", short_help="Make one adapter of several.")
 @click.argument("adapters", nargs=-1, required=True, metavar="FILE[#NAME][:WEIGHT]...")
-@click.option("-o", "--output", type=FILE, metavar="OUT", help="The file or folder to write.")
+@click.option("-o", "--out", type=FILE, metavar="OUT", help="The file or folder to write.")
 @click.option("--rule", default="sum", show_default=True, metavar="NAME", help="How they become one; `loratk plugins` lists the rules.")
 @click.option(
     "-O", "--rule-option", "rule_options", metavar="NAME=VALUE", multiple=True, help="An option of the rule, such as density=0.2."
@@ -55,7 +55,7 @@ def command(adapters: tuple[str, ...], **given: Any) -> None:
     near the written factors are to what the rule exactly gives, and to the exact weighted sum. Without a rank sums keep all their ranks,
     and other rules take as many as the adapters have together. A file of several adapters gives them all, unless #NAME says which.
     """
-    output: Path | None = given["output"]
+    output: Path | None = given["out"]
     if output is None and not given["dry_run"]:
         raise click.UsageError("Missing option '-o'; without it only --dry-run makes sense.")
     if output is None and (idle := [f"--{key}" for key in ("to", "force") if given[key]]):
