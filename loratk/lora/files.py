@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, FormatError, StateError, choices, faults
-from ..exchange import AdapterState, detect_format, load_adapter, save_adapter
+from ..exchange import AdapterFormat, AdapterState, detect_format, load_adapter, save_adapter
 from ..exchange.stores import StoreFormat
 from ..exchange.transform import rename as renamed
 from .config import LoraConfig
@@ -98,17 +98,11 @@ def load(
     taken = [state.name for state in reading.states if state.name in model.adapters]
     if taken:
         raise StateError(f"The model has an adapter {choices(taken)} already; remove_adapter() it first, or choose others with adapters=.")
-    mine, found = model.fingerprint(), []
-    for state in reading.states:
-        if check_base and state.fingerprint and state.fingerprint != mine:
-            found.append(
-                f"adapter {state.name!r} was made for another base: fingerprint {state.fingerprint[:12]}..., this base has {mine[:12]}...; "
-                "build the base it was trained on, or pass check_base=False if you know that it fits"
-            )
+    found = base_faults(model, reading.states) if check_base else []
     added: list[str] = []
     for state in reading.states:
         try:
-            _add(model, state, added, found, own=isinstance(found_format, StoreFormat) and _is_own(state))
+            add(model, state, added, found, own=is_own(state, found_format))
         except (ConfigError, FormatError) as error:
             found.append(f"adapter {state.name!r}: {error}")
     if found:
@@ -118,13 +112,25 @@ def load(
     return added
 
 
-def _is_own(state: AdapterState) -> bool:
-    """Whether a state in a file of loratk's is one that a model saved: with a config, and its methods' own parameters."""
-    return bool(state.config) and all(record.get("orientation") != "torch" for record in state.modules.values())
+def base_faults(model: "LoraModel", states: Sequence[AdapterState]) -> list[str]:
+    """Which adapters were made for another base than the model's, a line each."""
+    mine = model.fingerprint()
+    return [
+        f"adapter {state.name!r} was made for another base: fingerprint {state.fingerprint[:12]}..., this base has {mine[:12]}...; "
+        "build the base it was trained on, or pass check_base=False if you know that it fits"
+        for state in states
+        if state.fingerprint and state.fingerprint != mine
+    ]
 
 
-def _add(model: "LoraModel", state: AdapterState, added: list[str], found: list[str], *, own: bool) -> None:
-    """Add one adapter; `own` is whether loratk wrote it, with its config."""
+def is_own(state: AdapterState, form: AdapterFormat | None = None) -> bool:
+    """Whether a state, of a file of this format if of any, is one that a model saved: with a config, and its methods' own parameters."""
+    stored = form is None or isinstance(form, StoreFormat)
+    return stored and bool(state.config) and all(record.get("orientation") != "torch" for record in state.modules.values())
+
+
+def add(model: "LoraModel", state: AdapterState, added: list[str], found: list[str], *, own: bool) -> None:
+    """Add one adapter; `own` is whether loratk wrote it, with its config. Its name goes into `added`, its faults into `found`."""
     state = state if own else fitted(model, state)
     model.add_adapter(state.name, LoraConfig.from_dict(state.config), check_rank=False, filled=False)
     added.append(state.name)

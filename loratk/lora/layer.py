@@ -149,13 +149,25 @@ class LoraLayer(Module):
         change = Parameter(np.zeros(own.shape, own.dtype), backend=own.backend) if bias and own is not None else None
         setattr(self.adapters, name, LayerAdapter(adapters, change).train(self.training))
 
-
     def remove(self, name: str) -> None:
         """Forget an adapter. Raises UnknownNameError, or StateError while anything is merged."""
         self._no_merge("remove an adapter")
         self.adapter(name)
         delattr(self.adapters, name)
         self.active = {other: weight for other, weight in self.active.items() if other != name}
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an adapter another name, if the layer has it; it keeps its place and weight, merged or not."""
+
+        def renamed(mapping: Mapping[str, Any]) -> dict[str, Any]:
+            return {new if name == old else name: value for name, value in mapping.items()}
+
+        if old in vars(self.adapters):
+            adapters = Module()
+            for name, adapter in self.adapters.children():
+                setattr(adapters, new if name == old else name, adapter)
+            self.adapters, self.active = adapters.train(self.training), renamed(self.active)
+            self.merged = None if self.merged is None else renamed(self.merged)
 
     def activate(self, active: Active) -> None:
         """Choose the active adapters: a name, names, or a mapping of names to weights (1 otherwise); none if empty."""

@@ -4,166 +4,136 @@ Rows whose adapter is LoRA or DoRA on a plain product share that product, and on
 other rows run as batches of their own, adapter by adapter, which is what every method and layer type can do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..autograd import Tensor, ops
+from ..autograd.ops.grouped import GroupedLora
+from ..nn.version import version
 from .adapter import LoraAdapter
+from .grouping import Group, block_factors, fits
 from .selection import Selection
 
 if TYPE_CHECKING:
-    from .layer import LayerAdapter, LoraLayer
+    from .layer import LoraLayer
 
-Group = list[tuple["LayerAdapter", float]]
-Factors = tuple[Any, Any, Any, float]  # A (d, r), B (r, k), stretch (k,) or None, scaling
-
-
-def _lora(part: LoraAdapter, weight: float, handle: Callable[[], Any]) -> Factors:
-    held = vars(part)
-    a, b = held["lora_A"], held["lora_B"]
-    if (first := part.first()) is not None:  # what the init takes off the weight is one more pair of factors
-        a, b = ops.concat([a, first[0]], axis=1), ops.concat([b, first[1] * -1.0], axis=0)
-    return a, b, None, part.scaling * weight
+MOST_MIXTURES = 32  # kept by one layer
 
 
-def _dora(part: LoraAdapter, weight: float, handle: Callable[[], Any]) -> Factors:
-    a, b, m = (vars(part)[name] for name in ("lora_A", "lora_B", "magnitude"))
-    return a, b, _stretch(part, handle(), a, b, m), part.scaling
+class Mixture:
+    """What a layer knows of the groups of adapters in a batch, whichever row has which: what holds of them in one version."""
+
+    def __init__(self, layer: "LoraLayer", selection: Selection) -> None:
+        self.version = version.now  # before anything is asked
+        self.groups: list[Group] = [
+            [(layer.adapter(name), weight) for name, weight in group.items() if name in vars(layer.adapters)] for group in selection.groups
+        ]
+        plain = layer.layer_type is not None and layer.layer_type.plain
+        empty = [not group for group in self.groups]
+        self.bare = selection.bare or any(empty)  # rows without an adapter here
+        self.apart = [at for at, group in enumerate(self.groups) if group and not (plain and fits(layer, group))]
+        if self.bare and not plain:
+            self.apart.append(-1)
+        self.used = [at for at, group in enumerate(self.groups) if group and at not in self.apart]
+        self.together = [*self.used, -1] if self.bare and plain else self.used
+        # Groups as they are numbered here, the last being for -1: those without an adapter are -1, those of the kernel in its order.
+        self.places = np.array([-1 if none else at for at, none in enumerate(empty)] + [-1])
+        self.kernel = np.full(len(self.groups) + 1, -1)
+        self.kernel[self.used] = np.arange(len(self.used))
+        self.drops = any(part.drops for at in self.used for part in self.groups[at][0][0].blocks().values())
+        self._blocks: dict[str, GroupedLora] = {}
+
+    def block(self, layer: "LoraLayer", block: str, columns: slice | None) -> GroupedLora:
+        """The op of a column block; kept where nothing in it was computed from what trains."""
+        op = self._blocks.get(block)
+        if op is None:
+            factors, scalings, lasting = block_factors(layer, [self.groups[at][0] for at in self.used], block, columns)
+            op = GroupedLora(factors, tuple(scalings))
+            if lasting:
+                self._blocks[block] = op
+        return op
 
 
-def _stretch(part: LoraAdapter, handle: Any, a: Any, b: Any, m: Any) -> Any:
-    """m over the column norms of W + scaling A B, kept while all of them are frozen: then arrays are replaced, never changed."""
-    key = (handle, a.data, b.data, m.data)
-    known, stretch = vars(part).get("_stretch", ((), None))
-    if len(known) == len(key) and all(x is y for x, y in zip(known, key, strict=True)):
-        return stretch
-    K = a.backend
-    norm = K.lora_column_norm(handle, a.data, b.data, scaling=part.scaling)
-    norm = K.maximum(norm, K.asarray(np.asarray(np.finfo(norm.dtype).tiny, norm.dtype)))
-    stretch = m / Tensor(norm, backend=K)
-    if a.frozen and b.frozen and m.frozen:
-        vars(part)["_stretch"] = key, stretch
-    return stretch
-
-
-GROUPED: Mapping[str, Callable[[LoraAdapter, float, Callable[[], Any]], Factors]] = {"lora": _lora, "dora": _dora}
-"""By method what the kernel takes of an adapter: (adapter, weight, handle of the weight) -> factors."""
-
-
-def _fits(layer: "LoraLayer", group: Group) -> bool:
-    """Whether the kernel computes what these adapters do."""
-    if not group:
-        return True
-    if len(group) > 1 or not layer.use_fused:
-        return False
-    (held, weight), settings = group[0], [part.settings for part in group[0][0].blocks().values()]
-    if any(part.training and (of.rank_dropout or of.module_dropout) for part, of in zip(held.blocks().values(), settings, strict=True)):
-        return False
-    return all(
-        part.method.name in GROUPED
-        and part.rank_now is None
-        and not (part.drops and part.first() is not None)
-        and (part.method.proportional or (weight == 1.0 and not part.drops))
-        for part in held.blocks().values()
-    )
+def mixture(layer: "LoraLayer", selection: Selection) -> Mixture:
+    """The mixture of these groups in this layer, kept for as long as nothing changes."""
+    kept: dict[Any, Mixture] = vars(layer).get("_mixtures", {})
+    found = kept.get(selection.mix)
+    if found is None or found.version is not version.now:
+        found = Mixture(layer, selection)
+        others = {key: old for key, old in kept.items() if old.version is found.version}
+        vars(layer)["_mixtures"] = dict(list(others.items())[1 - MOST_MIXTURES :]) | {selection.mix: found}  # others may be reading the old
+    return found
 
 
 def forward_rows(layer: "LoraLayer", x: Any, selection: Selection) -> Any:
     """What the layer makes of each row with that row's own adapters. Raises ShapeError where axis 0 is not the rows."""
-    groups: list[Group] = [
-        [(layer.adapter(name), weight) for name, weight in group.items() if name in vars(layer.adapters)] for group in selection.groups
-    ]
-    if not any(groups):
-        return layer.base(x)
+    mix = mixture(layer, selection)
     where = layer.name or type(layer.base).__name__
+    if not mix.used and not any(at >= 0 for at in mix.apart):
+        return layer.base(x)
     if layer.layer_type is None:
         y = layer.base(x)
-        return _shifted(y, selection.rows(y.shape, where), groups)
+        return _shifted(y, selection.rows(y.shape, where), mix.groups)
     x = layer.base.input(x)
-    places = np.array([at if group else -1 for at, group in enumerate(groups)] + [-1])
-    index = places[selection.rows(x.shape, where)]  # rows without an adapter in this layer are rows without
-    here = np.unique(index).tolist()
-    if len(here) == 1:
-        return layer.act(x, groups[here[0]]) if here[0] >= 0 else layer.base(x)
-    if layer.layer_type.plain:
-        apart = [at for at in here if at >= 0 and not _fits(layer, groups[at])]
-    else:
-        apart = here
-    if not apart:
-        return _together(layer, x, index, groups, here)
-    left = [at for at in here if at not in apart]
-    rows = [np.flatnonzero(np.isin(index, left))] if left else []
-    parts = [_together(layer, _taken(x, rows[0]), index[rows[0]], groups, left)] if left else []
-    for at in apart:
+    index = mix.places[selection.rows(x.shape, where)]
+    if not index.size:
+        return layer.base(x)
+    if not mix.apart:
+        return layer.act(x, mix.groups[0]) if len(mix.groups) == 1 and not mix.bare else _together(layer, x, index, mix)
+    rows = [np.flatnonzero(np.isin(index, mix.together))] if mix.together else []
+    parts = [_together(layer, _taken(x, rows[0]), index[rows[0]], mix)] if mix.together else []
+    for at in mix.apart:
         rows.append(np.flatnonzero(index == at))
-        mine = _taken(x, rows[-1])
-        parts.append(layer.act(mine, groups[at]) if at >= 0 else layer.base(mine))
-    return _taken(ops.concat(parts, axis=0), np.argsort(np.concatenate(rows)))
+        mine = x if len(rows[-1]) == len(index) else _taken(x, rows[-1])
+        parts.append(layer.act(mine, mix.groups[at]) if at >= 0 else layer.base(mine))
+    return parts[0] if len(parts) == 1 else _taken(ops.concat(parts, axis=0), np.argsort(np.concatenate(rows)))
 
 
 def _taken(x: Tensor, rows: np.ndarray) -> Tensor:
     """Rows along axis 0, each once."""
-    size = int(np.prod(x.shape[1:]))
+    size = math.prod(x.shape[1:])
     return ops.gather_rows(x.reshape(x.shape[0], size), rows).reshape(len(rows), *x.shape[1:])
 
 
-def _together(layer: "LoraLayer", x: Tensor, index: np.ndarray, groups: Sequence[Group], here: Sequence[int]) -> Tensor:
-    """One product for all rows, and one kernel for what their adapters add, `here` being the groups that have rows."""
+def _together(layer: "LoraLayer", x: Tensor, index: np.ndarray, mix: Mixture) -> Tensor:
+    """One product for all rows, and one kernel for what their adapters add."""
     layer_type, base = layer.layer_type, layer.base
     assert layer_type is not None
-    used = [at for at in here if at >= 0]
     product, bias = layer_type.apply(base, x, layer_type.own_matrix(base)), layer.base_bias()
-    if not used:
+    if not mix.used:
         return product if bias is None else product + bias
-    inner = int(np.prod(x.shape[1:-1]))
-    order = np.searchsorted(used, np.maximum(index, 0))
-    numbers = np.repeat(np.where(index >= 0, order, -1), inner)
-    rows, of_x = product.reshape(len(numbers), product.shape[-1]), x.reshape(len(numbers), x.shape[-1])
+    rows, of_x, numbers = product, x, mix.kernel[index]
+    if product.ndim != 2:
+        numbers = np.repeat(numbers, math.prod(x.shape[1:-1]))
+        rows, of_x = product.reshape(len(numbers), product.shape[-1]), x.reshape(len(numbers), x.shape[-1])
     ranges, pieces = layer_type.blocks(base), []
     for block, (start, stop) in ranges.items():
-        cut = partial(_cut, start=start, stop=stop, whole=len(ranges) == 1)
-        factors: list[Any] = []
-        scalings: list[float] = []
-        mask: Any = None
-        for at in used:
-            ((held, weight),) = groups[at]
-            part, shift = held.block(block), held.bias
-            a = b = stretch = None
-            scaling = 0.0
-            if part is not None:
-                a, b, stretch, scaling = GROUPED[part.method.name](part, weight, partial(layer._weight_handle, block))
-                mask = _masked(mask, part, x, index == at)
-            factors += [a, b, stretch, None if shift is None else cut(shift if weight == 1.0 else shift * weight)]
-            scalings.append(scaling)
-        flat = None if mask is None else mask.reshape(of_x.shape)
-        own = None if bias is None else cut(bias)
-        pieces.append(ops.grouped_lora(cut(rows), of_x, numbers, flat, own, *factors, scalings=tuple(scalings)))
+        columns = None if len(ranges) == 1 else slice(start, stop)
+        mask = _mask(block, x, index, mix).reshape(of_x.shape) if mix.drops else None
+        part, shift = (rows, bias) if columns is None else (rows[:, columns], None if bias is None else bias[columns])
+        pieces.append(mix.block(layer, block, columns)(part, of_x, numbers, mask, shift))
     y = pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
-    return y if y.shape == product.shape else y.reshape(*product.shape)
+    return y if product.ndim == 2 else y.reshape(*product.shape)
 
 
-def _masked(mask: Any, part: LoraAdapter, x: Tensor, mine: np.ndarray) -> Any:
-    """The masks of all rows, with an adapter's dropout for its own, as it would draw it for them alone."""
-    if not part.drops:
-        return mask
-    rows = np.flatnonzero(mine)
-    drawn = part.mask(np.broadcast_to(np.float32(0), (len(rows), *x.shape[1:])))
-    mask = np.ones(x.shape, drawn.dtype) if mask is None else mask
-    mask[rows] = drawn
+def _mask(block: str, x: Tensor, index: np.ndarray, mix: Mixture) -> np.ndarray:
+    """The dropout of all rows: for each adapter's what it would draw for them alone."""
+    mask = np.ones(x.shape, x.dtype)
+    for at in mix.used:
+        part = mix.groups[at][0][0].block(block)
+        if isinstance(part, LoraAdapter) and part.drops:
+            rows = np.flatnonzero(index == at)
+            mask[rows] = part.mask(np.broadcast_to(x.dtype.type(0), (len(rows), *x.shape[1:])))
     return mask
-
-
-def _cut(x: Tensor, start: int, stop: int, whole: bool) -> Tensor:
-    return x if whole else x[..., start:stop]
 
 
 def _shifted(y: Tensor, index: np.ndarray, groups: Sequence[Group]) -> Tensor:
     """y plus the changes of the bias that each row's adapters train."""
     changes = [[held.bias * weight for held, weight in group if held.bias is not None] for group in groups]
-    zero = np.zeros((1, y.shape[-1]), y.dtype)
-    table = [sum(terms[1:], terms[0]).reshape(1, y.shape[-1]) if terms else Tensor(zero, backend=y.backend) for terms in changes]
-    rows = ops.gather_rows(ops.concat([*table, Tensor(zero, backend=y.backend)], axis=0), np.where(index < 0, len(groups), index))
+    zero = Tensor(np.zeros((1, y.shape[-1]), y.dtype), backend=y.backend)
+    table = [sum(terms[1:], terms[0]).reshape(1, y.shape[-1]) if terms else zero for terms in changes]
+    rows = ops.gather_rows(ops.concat([*table, zero], axis=0), np.where(index < 0, len(groups), index))
     return y + rows.reshape(len(index), *(1,) * (y.ndim - 2), y.shape[-1])

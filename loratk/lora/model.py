@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, DtypeError, FormatError, StateError, UnknownNameError, choices, faults
+from ..exchange import AdapterState
 from ..nn import MLP, Buffer, Module, Parameter, Sequential
 from ..nn.containers import interleave
 from ..nn.state import state_faults
@@ -19,6 +21,7 @@ from .config import LoraConfig
 from .control import Controller
 from .fingerprint import fingerprint
 from .gate import Gate, alone
+from .hotswap import hot_swap
 from .layer import LoraLayer, check_adapter_name
 from .max_norm import max_norm
 from .merging import folded_arrays, merge_layers
@@ -29,6 +32,7 @@ from .resizing import Ranks, compact, resize, use_rank
 from .selection import Owner, Selected, Selection, selection, using
 from .sharing import tie
 from .starting import prepare, start_faults
+from .status import ModelStatus, model_status
 from .targets import Choice, explain, find_candidates, select
 from .tree import ROOT, modules, own, swap, walk
 from .weights import Active, as_weights
@@ -219,6 +223,30 @@ class LoraModel(Module):
         self._no_merge("remove an adapter")
         self._remove(name)
         del self._configs[name]
+
+    @alone
+    def rename_adapter(self, old: str, new: str) -> None:
+        """Give an adapter another name; it keeps its place, weight and values. Raises UnknownNameError, or StateError if it is taken."""
+        self._check(old)
+        check_adapter_name(new)
+        if new in self._configs:
+            raise StateError(f"There is an adapter {new!r} already; remove_adapter() it first, or choose another name.")
+        for layer in self.layers.values():
+            layer.rename(old, new)
+        self._configs = {new if name == old else name: config for name, config in self._configs.items()}
+
+    def hot_swap(self, name: str, source: str | Path | AdapterState, **how: Any) -> None:
+        """Give an adapter the arrays, rank and settings of one in a file or state, in place; see `loratk.lora.hotswap.hot_swap`."""
+        hot_swap(self, name, source, **how)
+
+    def changing(self) -> AbstractContextManager[None]:
+        """A block in which this thread changes the model: it waits for the passes that run, and new ones wait for its end."""
+        return self._gate.alone
+
+    def replace_config(self, name: str, config: LoraConfig) -> None:
+        """Note another config of an adapter, whose layers are as it says."""
+        self._check(name)
+        self._configs[name] = config
 
     def _remove(self, name: str) -> None:
         """Take an adapter out of all layers that have it, and unwrap those without any."""
@@ -451,6 +479,10 @@ class LoraModel(Module):
         return self.base
 
     # Reports
+
+    def status(self) -> ModelStatus:
+        """What is in the model now, as data: adapters, layers, what acts, and where layers differ that should not."""
+        return model_status(self)
 
     def summary(self) -> Summary:
         """Layers, ranks and counts: print it, or hand it to a rich console for a table."""

@@ -37,14 +37,18 @@ class Owner:
 class Selection:
     """A choice in its final form: different groups of adapters with weights, and the group of each row, or None for all rows one group.
 
-    A row without adapters has the index -1.
+    A row without adapters has the index -1; `bare` says whether there is one. Modules answer alike for selections of one `key`, and one
+    layer knows the same of batches of one `mix`, whichever row has which adapters.
     """
 
-    __slots__ = ("flattened", "groups", "index", "key")
+    __slots__ = ("bare", "flattened", "groups", "index", "key", "mix")
 
-    def __init__(self, groups: Sequence[Mapping[str, float]], index: np.ndarray | None, flattened: bool = False) -> None:
-        self.groups, self.index, self.flattened = tuple(groups), index, flattened
-        self.key: Hashable = MIXED if index is not None else tuple(self.groups[0].items())
+    def __init__(
+        self, groups: Sequence[Mapping[str, float]], index: np.ndarray | None = None, *, bare: bool = False, flattened: bool = False
+    ) -> None:
+        self.groups, self.index, self.bare, self.flattened = tuple(groups), index, bare, flattened
+        self.mix: Hashable = (bare, *(tuple(group.items()) for group in self.groups))
+        self.key: Hashable = MIXED if index is not None else self.mix
 
     def names(self) -> set[str]:
         """The adapters it names."""
@@ -73,7 +77,7 @@ def selection(adapter: Any) -> Selection:
     if isinstance(adapter, str):
         return _named(adapter)
     if isinstance(adapter, Mapping):
-        return Selection([as_weights(adapter)], None)
+        return Selection([as_weights(adapter)])
     if isinstance(adapter, np.ndarray):
         adapter = adapter.tolist()
     if not isinstance(adapter, (PerRow, list, tuple)):
@@ -82,30 +86,35 @@ def selection(adapter: Any) -> Selection:
             f"found {adapter!r}."
         )
     given = adapter if isinstance(adapter, PerRow) else PerRow(adapter)
-    keys = [_key(at, each) for at, each in enumerate(given.choices)]
-    groups = sorted({key for key in keys if key})
+    try:
+        keys: Any = {each: ((each, 1.0),) if isinstance(each, str) else _key(each, given) for each in set(given.choices)}
+        found = [keys[each] for each in given.choices]
+    except TypeError:  # dicts among them
+        found = [_key(each, given) for each in given.choices]
+    groups = sorted({key for key in found if key})
     places = {key: at for at, key in enumerate(groups)} | {(): -1}
-    index = np.fromiter((places[key] for key in keys), np.int64, len(keys))
+    index = np.fromiter(map(places.__getitem__, found), np.int64, len(found))
     index.flags.writeable = False
-    return Selection([dict(key) for key in groups], index, given.flattened)
+    return Selection([dict(key) for key in groups], index, bare=() in found, flattened=given.flattened)
 
 
-def _key(row: int, choice: Choice) -> tuple[tuple[str, float], ...]:
+def _key(choice: Choice, given: PerRow) -> tuple[tuple[str, float], ...]:
     if choice is None:
         return ()
     if isinstance(choice, str):
         return ((choice, 1.0),)
     if isinstance(choice, Mapping):
         return tuple(as_weights(choice).items())
+    row = given.choices.index(choice)
     raise ConfigError(f"Each row's adapter is a name, a dict of names and weights, or None, found {choice!r} for row {row}.")
 
 
 @lru_cache(4096)
 def _named(name: str) -> Selection:
-    return Selection([{name: 1.0}], None)
+    return Selection([{name: 1.0}])
 
 
-NOTHING = Selection([{}], None)
+NOTHING = Selection([{}])
 
 
 class using:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratk.kernels import get_backend, runtime
-from loratk.kernels.cpu import chain, optim
+from loratk.kernels.cpu import chain, grouped_loops, optim
 from loratk.testing.kernels import EXAMPLES, IN_PLACE, Frozen, check_example, check_kernel
 
 pytestmark = pytest.mark.kernels
@@ -87,8 +87,10 @@ def results(name, threads):
         patch.setattr(chain, "_share_forward", spied(chain._share_forward))
         patch.setattr(chain, "_share_backward", spied(chain._share_backward))
         patch.setattr(optim, "_share_adam", spied(optim._share_adam))
+        patch.setattr(grouped_loops, "share_forward", spied(grouped_loops.share_forward))
         patch.setattr("loratk.kernels.cpu.chain.PATIENT", 1e-6)  # and wait for the workers
         patch.setattr("loratk.kernels.cpu.optim.PATIENT", 1e-6)
+        patch.setattr("loratk.kernels.cpu.grouped.PATIENT", 1e-6)
         for args, kwargs in made:
             given = [CPU.freeze_weight(arg.array) if isinstance(arg, Frozen) else arg for arg in args]
             result = CPU.kernels[name](*given, **kwargs)

@@ -1,5 +1,6 @@
 """Low-rank updates of which every row of a batch has its own, on one product."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,7 @@ def grouped_lora(product: Any, x: Any, index: np.ndarray, mask: Any, bias: Any, 
     """
     if len(product.shape) != 2 or len(x.shape) != 2:
         raise ShapeError(f"grouped_lora needs a product (n, k) and x (n, d), found {product.shape} and {x.shape}.")
-    given = product, x, bias, *factors
-    if modes.recording or modes.anomaly or not _alike(given):
-        return apply("grouped_lora", product, x, index, mask, bias, *factors, scalings=scalings)
-    K = product.backend
-    arrays = [None if each is None else each.data for each in given]
-    return made(K, K.grouped_lora(arrays[0], arrays[1], index, mask, *arrays[2:], scalings=scalings)[0])
-
-
-def _alike(given: tuple[Any, ...]) -> bool:
-    """Whether all that is there are tensors of one backend and dtype."""
-    first = given[0]
-    return isinstance(first, Tensor) and all(
-        each is None or (isinstance(each, Tensor) and each.backend is first.backend and each.data.dtype == first.data.dtype)
-        for each in given
-    )
+    return apply("grouped_lora", product, x, index, mask, bias, *factors, scalings=scalings)
 
 
 def _grouped_lora(
@@ -52,3 +39,27 @@ def _grouped_lora(
 
 
 defvjp_joint("grouped_lora", _grouped_lora)
+
+
+class GroupedLora:
+    """`grouped_lora` with the same factors again and again: what it asks of each of them is asked once.
+
+    Good for as long as no factor's array is replaced and none is frozen or set free.
+    """
+
+    def __init__(self, factors: Sequence[Any], scalings: tuple[float, ...]) -> None:
+        self._factors, self._scalings = factors, scalings
+        tensors = [factor for factor in factors if factor is not None]
+        self._kinds = {(factor.backend, factor.data.dtype) for factor in tensors}
+        self._arrays = [None if factor is None else factor.data for factor in factors]
+        self._trains = any(factor.requires_grad for factor in tensors)
+
+    def __call__(self, product: Tensor, x: Tensor, index: np.ndarray, mask: Any = None, bias: Any = None) -> Tensor:
+        """See `grouped_lora`."""
+        given = [product, x] if bias is None else [product, x, bias]
+        kinds = {(each.backend, each.data.dtype) for each in given}
+        records = modes.recording and (self._trains or any(each.requires_grad for each in given))
+        if records or modes.anomaly or kinds != self._kinds or len(kinds) != 1:
+            return grouped_lora(product, x, index, mask, bias, *self._factors, scalings=self._scalings)
+        K, shift = product.backend, None if bias is None else bias.data
+        return made(K, K.grouped_lora(product.data, x.data, index, mask, shift, *self._arrays, scalings=self._scalings)[0])

@@ -9,10 +9,12 @@ from collections import OrderedDict
 from operator import is_
 
 import numpy as np
+from numba import config
 
 from .. import runtime
 from ..memory import empty
 from ..reference.grouped import check_rows, groups_of, widest
+from . import grouped_grad as grad
 from . import grouped_loops as loops
 from .address import address
 from .tile import columns
@@ -20,6 +22,7 @@ from .tile import columns
 __all__ = ["grouped_lora", "grouped_lora_grad"]
 
 GRAIN = 1 << 18  # multiplications a thread must get for its waking to pay
+PATIENT = 1 << 11  # for how many multiplications to wait one look for a sleeping worker
 KEPT = 1024  # plans
 
 
@@ -50,7 +53,7 @@ class _Plan:
 
     def made_of(self, factors, scalings):
         """Whether it was made of these."""
-        return self.options == scalings and all(ref() is each for ref, each in zip(self.refs, factors, strict=True))
+        return self.options == scalings and all(map(is_, [ref() for ref in self.refs], factors))
 
 
 def _none():
@@ -94,7 +97,13 @@ def grouped_lora(product, x, index, mask, bias, *factors, scalings):
     y, z, xa = empty((n, k), dtype), empty((n if plan.stretched else 0, k), dtype), empty((n, plan.width), dtype)
     given = done, pieces, order, plan.table, plan.scalings, *_flat(product, x, mask, bias)
     made = y.reshape(-1), z.reshape(-1), xa.reshape(-1)
-    runtime.parallel_for(loops.forward, int(done[-1]), *given, *made, d, k, plan.width, nr // 2, nr, grain=GRAIN)
+    work, sizes = int(done[-1]), (d, k, plan.width, nr // 2, nr)
+    if config.DISABLE_JIT:
+        loops.forward(0, work, *given, *made, *sizes)
+    elif work:
+        mails, workers = runtime.mailboxes()
+        function = (loops.forward_double if dtype == np.float64 else loops.forward_single)()
+        loops.share_forward(mails, workers, function, GRAIN, int(work / PATIENT), *given, *made, *sizes)
     del held  # copies live until here
     return y, xa, z
 
@@ -109,10 +118,10 @@ def grouped_lora_grad(g, x, xa, z, index, mask, *factors, scalings, need_x=True)
     inner = [empty((n * size,), dtype) for size in (d, k, width, width)]
     flat_g, flat_x, flat_xa, flat_mask, flat_z = _flat(g, x, xa, mask, z)
     given = done, pieces, order, plan.table, plan.scalings, flat_g, flat_x, flat_xa, flat_mask, gz.reshape(-1), dx.reshape(-1), *inner
-    runtime.parallel_for(loops.backward, int(done[-1]), *given, d, k, width, nr // 2, nr, grain=GRAIN)
-    shares, done = loops.shares_of(starts, plan.table, d + k)
+    runtime.parallel_for(grad.backward, int(done[-1]), *given, d, k, width, nr // 2, nr, grain=GRAIN)
+    shares, done = grad.shares_of(starts, plan.table, d + k)
     given = done, shares, starts, order, plan.table, plan.scalings, flat_g, flat_z, *inner, out
-    runtime.parallel_for(loops.gradients, int(done[-1]), *given, d, k, width, nr, grain=GRAIN)
+    runtime.parallel_for(grad.gradients, int(done[-1]), *given, d, k, width, nr, grain=GRAIN)
     del held
     grads = [out[start:stop].reshape(shape) for start, stop, shape in plan.shapes]
     return gz if plan.stretched else np.array(g), dx if need_x else None, *grads

@@ -1,4 +1,4 @@
-"""The compiled loops of grouped low-rank updates. A piece is a few rows of one adapter; one thread does all of it.
+"""The compiled loops of grouped low-rank updates, forward. A piece is a few rows of one adapter; one thread does all of it.
 
 Few rows an adapter is the rule, so memory decides: each factor is read once a piece, in order, where it lies. An entry of a result is
 summed in one order whatever the height of its piece, so a row's bits depend neither on the rows beside it nor on the threads.
@@ -7,20 +7,16 @@ summed in one order whatever the height of its piece, so a row's bits depend nei
 import numpy as np
 
 from .. import runtime
-from .address import array_at
-from .factor_grad import gradient_a, gradient_b
-from .thin import STRIP
-from .tile import MR
-from .window import TALL, narrow_tile, pair_tile, tile
+from ..spin import share
+from .address import DOUBLE, SINGLE, WORDS, array_at
+from .window import TALL, pair_tile, tile
 
-__all__ = ["arrange", "backward", "forward", "gradients", "shares_of"]
+__all__ = ["arrange", "forward", "forward_double", "forward_single", "share_forward"]
 
 # The columns of the table, a row an adapter: the rank, addresses or 0, and places in the array of all gradients.
 R, A, B, STRETCH, SHIFT, DA, DB, DSTRETCH, DSHIFT = range(9)
-# Of a piece: its adapter, or -1, where its rows begin in their order, how many there are; of a share: which of how many in ROWS.
+# Of a piece: its adapter, or -1, where its rows begin in their order, and how many there are.
 GROUP, FIRST, ROWS = range(3)
-LARGE = 1 << 18  # multiplications of a share of an adapter's gradients
-MOST_SHARES = 16
 
 
 @runtime.jit
@@ -54,7 +50,7 @@ def arrange(index, table, most, size):
 
 
 @runtime.jit(inline=True)
-def _taken(order, first, rows, source, mask, size, out):
+def take(order, first, rows, source, mask, size, out):
     """Rows of a matrix of `size` columns, in order, times the mask if there is one."""
     for i in range(rows):
         at = order[first + i] * size
@@ -135,7 +131,7 @@ def forward(start, stop, done, pieces, order, table, scalings, product, x, mask,
             for q in range(k):
                 to[q] = line[q]
         if r:
-            _taken(order, first, rows, x, mask, d, taken)
+            take(order, first, rows, x, mask, d, taken)
             _down(taken, rows, d, array_at(table[group, A], d * r, x), r, low, wide, nr, tail)
         for i in range(rows):
             to = xa[order[first + i] * width : (order[first + i] + 1) * width]
@@ -162,149 +158,44 @@ def forward(start, stop, done, pieces, order, table, scalings, product, x, mask,
                     to[q] += bias[q]
 
 
-@runtime.jit(reassociate=True)
-def _dots(g, rows, k, b, r, out, width, factor):
-    """factor g B^T: (rows, k), (r, k) -> (rows, width), of which r columns are written. Two rows of g and four of B at a time."""
-    for i in range(0, rows, 2):
-        g0, g1 = g[i * k : (i + 1) * k], g[min(i + 1, rows - 1) * k : (min(i + 1, rows - 1) + 1) * k]
-        for j in range(0, r, 4):
-            j1, j2, j3 = min(j + 1, r - 1), min(j + 2, r - 1), min(j + 3, r - 1)
-            b0, b1, b2, b3 = b[j * k : (j + 1) * k], b[j1 * k : (j1 + 1) * k], b[j2 * k : (j2 + 1) * k], b[j3 * k : (j3 + 1) * k]
-            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = g.dtype.type(0)
-            for q in range(k):
-                x0, x1 = g0[q], g1[q]
-                s00 += x0 * b0[q]
-                s01 += x0 * b1[q]
-                s02 += x0 * b2[q]
-                s03 += x0 * b3[q]
-                s10 += x1 * b0[q]
-                s11 += x1 * b1[q]
-                s12 += x1 * b2[q]
-                s13 += x1 * b3[q]
-            sums = ((s00, s01, s02, s03), (s10, s11, s12, s13))
-            for p in range(min(2, rows - i)):
-                for q in range(min(4, r - j)):
-                    out[(i + p) * width + j + q] = sums[p][q] * factor
+# The same by address, for threads that share the work: its arguments stand in an array of addresses and sizes.
 
 
-@runtime.jit(inline=True)
-def _up_turned(gb, width, first, rows, order, a, r, d, dx, turned, edge, half):
-    """gb A^T into rows of dx, in order: (rows, width) of which r columns count, (d, r). The rows are the lanes of a vector."""
-    for j in range(r):
-        for i in range(half):
-            turned[j * half + i] = gb[i * width + j] if i < rows else turned.dtype.type(0)
-    for p in range(0, d, TALL):
-        if d >= TALL:
-            p = min(p, d - TALL)  # the last tile may take some entries again
-            narrow_tile(a, p * r, r, 1, 0, 1, turned, 0, half, r, edge, 0, half, 0)
-        else:
-            for q in range(d):
-                for i in range(rows):
-                    total = edge.dtype.type(0)
-                    for j in range(r):
-                        total += a[q * r + j] * turned[j * half + i]
-                    edge[q * half + i] = total
-        for i in range(rows):
-            line = dx[order[first + i] * d + p : order[first + i] * d + min(d, p + TALL)]
-            for q in range(line.size):
-                line[q] = edge[q * half + i]
+@runtime.jit(paste=True)
+def _forward_part(start, stop, argument, like):
+    box = array_at(argument, 31, WORDS)
+    done, pieces = array_at(box[0], box[1], WORDS), array_at(box[2], box[3], WORDS).reshape(box[3] // 3, 3)
+    order, table = array_at(box[4], box[5], WORDS), array_at(box[6], box[7], WORDS).reshape(box[7] // 9, 9)
+    scalings, product, x = array_at(box[8], box[9], like), array_at(box[10], box[11], like), array_at(box[12], box[13], like)
+    mask, bias, y = array_at(box[14], box[15], like), array_at(box[16], box[17], like), array_at(box[18], box[19], like)
+    z, xa = array_at(box[20], box[21], like), array_at(box[22], box[23], like)
+    d, k, width, most, nr = box[24], box[25], box[26], box[27], box[28]
+    forward(start, stop, done, pieces, order, table, scalings, product, x, mask, bias, y, z, xa, d, k, width, most, nr)
+
+
+@runtime.by_address
+def forward_single(start, stop, argument):
+    """`forward` of float32."""
+    _forward_part(start, stop, argument, SINGLE)
+
+
+@runtime.by_address
+def forward_double(start, stop, argument):
+    """`forward` of float64."""
+    _forward_part(start, stop, argument, DOUBLE)
 
 
 @runtime.jit
-def backward(start, stop, done, pieces, order, table, scalings, g, x, xa, mask, gz, dx, x_in, g_in, xa_in, gb_in, d, k, width, most, nr):
-    """Pieces whose work begins in start to stop: gradients of product (if a row is stretched) and x, and what `gradients` sums, in order.
-
-    x_in (n, d), g_in (n, k), xa_in and gb_in (n, width): x', the gradient before the stretch, x' A and scaling g B^T.
-    """
-    none, half = g[:0], nr // 2
-    turned, edge = np.empty(width * half, g.dtype), np.empty(TALL * half, g.dtype)
-    for piece in range(np.searchsorted(done[:-1], start), np.searchsorted(done[:-1], stop)):
-        group, first, rows = pieces[piece, GROUP], pieces[piece, FIRST], pieces[piece, ROWS]
-        r = table[group, R] if group >= 0 else 0
-        t = array_at(table[group, STRETCH], k, g) if group >= 0 and table[group, STRETCH] else none
-        mine = g_in[first * k : (first + rows) * k]
-        _taken(order, first, rows, g, none, k, mine)
-        if t.size:
-            for i in range(rows):
-                line = mine[i * k : (i + 1) * k]
-                for q in range(k):
-                    line[q] *= t[q]
-        if gz.size:
-            for i in range(rows):
-                gz[order[first + i] * k : (order[first + i] + 1) * k] = mine[i * k : (i + 1) * k]
-        if r:
-            _taken(order, first, rows, x, mask, d, x_in[first * d : (first + rows) * d])
-            _taken(order, first, rows, xa, none, width, xa_in[first * width : (first + rows) * width])
-            gb = gb_in[first * width : (first + rows) * width]
-            _dots(mine, rows, k, array_at(table[group, B], r * k, g), r, gb, width, scalings[group])
-        if dx.size:
-            if r:
-                _up_turned(
-                    gb_in[first * width :], width, first, rows, order, array_at(table[group, A], d * r, g), r, d, dx, turned, edge, half
-                )
-            for i in range(first, first + rows):
-                line = dx[order[i] * d : (order[i] + 1) * d]
-                if not r:
-                    line[:] = 0
-                elif mask.size:
-                    kept = mask[order[i] * d : (order[i] + 1) * d]
-                    for q in range(d):
-                        line[q] *= kept[q]
-
-
-@runtime.jit
-def shares_of(starts, table, size):
-    """Shares of the adapters' gradients, (shares, 3): adapter, which share, of how many; and what is done before each and in all."""
-    groups, count = len(table), 0
-    parts = np.empty(groups, np.int64)
-    for at in range(groups):
-        work = (starts[at + 2] - starts[at + 1]) * table[at, R] * size
-        parts[at] = max(1, min(MOST_SHARES, work // LARGE))
-        count += parts[at]
-    shares, done = np.empty((count, 3), np.int64), np.zeros(count + 1, np.int64)
-    count = 0
-    for at in range(groups):
-        work = (starts[at + 2] - starts[at + 1] + 4) * (table[at, R] + 1) * size
-        for part in range(parts[at]):
-            shares[count, 0], shares[count, 1], shares[count, 2] = at, part, parts[at]
-            done[count + 1] = done[count] + work // parts[at]
-            count += 1
-    return shares, done
-
-
-@runtime.jit
-def gradients(start, stop, done, shares, starts, order, table, scalings, g, z, x_in, g_in, xa_in, gb_in, out, d, k, width, nr):
-    """Shares whose work begins in start to stop of the gradients of A, B, stretch and shift; the arrays are those of `backward`."""
-    edge, held = np.empty(MR * nr, g.dtype), np.zeros(STRIP * nr, g.dtype)
-    for share in range(np.searchsorted(done[:-1], start), np.searchsorted(done[:-1], stop)):
-        group, part, parts = shares[share, 0], shares[share, 1], shares[share, 2]
-        first, last, r = starts[group + 1], starts[group + 2], table[group, R]
-        tall, wide = (d + TALL - 1) // TALL, (k + nr - 1) // nr
-        top, bottom, left, right = tall * part // parts, tall * (part + 1) // parts, wide * part // parts, wide * (part + 1) // parts
-        if r:
-            da, db = out[table[group, DA] : table[group, DA] + d * r], out[table[group, DB] : table[group, DB] + r * k]
-            if first == last:
-                da[top * TALL * r : min(d, bottom * TALL) * r] = 0
-            xs, gs, xas, gbs = x_in[first * d :], g_in[first * k :], xa_in[first * width :], gb_in[first * width :]
-            for p0 in range(0, last - first, STRIP):
-                rows = min(STRIP, last - first - p0)
-                gradient_a(xs, d, gbs, width, r, p0, rows, da, top, bottom, nr // 2, edge)
-                gradient_b(xas, width, r, gs, k, p0, rows, db, left, right, nr, edge, held)
-            for q in range(r):
-                row = db[q * k + left * nr : q * k + min(k, right * nr)]
-                for j in range(row.size):
-                    row[j] = row[j] * scalings[group] if last > first else row.dtype.type(0)
-        for stretch in range(2):
-            if table[group, STRETCH if stretch else SHIFT]:
-                at = table[group, DSTRETCH if stretch else DSHIFT]
-                total = out[at + left * nr : at + min(k, right * nr)]
-                total[:] = 0
-                for i in range(first, last):
-                    line = g[order[i] * k + left * nr : order[i] * k + min(k, right * nr)]
-                    if stretch:
-                        other = z[order[i] * k + left * nr : order[i] * k + min(k, right * nr)]
-                        for j in range(total.size):
-                            total[j] += line[j] * other[j]
-                    else:
-                        for j in range(total.size):
-                            total[j] += line[j]
+def share_forward(
+    mails, workers, function, grain, patience, done, pieces, order, table, scalings, product, x, mask, bias, y, z, xa, d, k, width, most, nr
+):
+    """All pieces, on the threads that are there; returns how many."""
+    box = np.empty(31, np.int64)
+    box[0], box[1], box[2], box[3] = done.ctypes.data, done.size, pieces.ctypes.data, pieces.size
+    box[4], box[5], box[6], box[7] = order.ctypes.data, order.size, table.ctypes.data, table.size
+    box[8], box[9], box[10], box[11] = scalings.ctypes.data, scalings.size, product.ctypes.data, product.size
+    box[12], box[13], box[14], box[15] = x.ctypes.data, x.size, mask.ctypes.data, mask.size
+    box[16], box[17], box[18], box[19] = bias.ctypes.data, bias.size, y.ctypes.data, y.size
+    box[20], box[21], box[22], box[23] = z.ctypes.data, z.size, xa.ctypes.data, xa.size
+    box[24], box[25], box[26], box[27], box[28] = d, k, width, most, nr
+    return share(mails, workers, function, done[-1], grain, patience, box.ctypes.data)
