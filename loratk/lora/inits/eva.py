@@ -48,8 +48,8 @@ class Eva(Init):
         if len(shares) < budget:
             rows = next(iter(seen.values())).evidence.seen
             raise ConfigError(
-                f"The init 'eva' needs inputs that vary in as many directions as there are ranks, {budget}; those of the layers, {rows} rows of "
-                f"data in {next(iter(seen))!r}, vary in {len(shares)}. Give more data, or lower ranks."
+                f"The init 'eva' needs inputs that vary in as many directions as there are ranks, {budget}; those of the layers, {rows} "
+                f"rows of data in {next(iter(seen))!r}, vary in {len(shares)}. Give more data, or lower ranks."
             )
         kept = [name for *_, name in sorted(shares)[:budget]]
         return {name: kept.count(name) for name in seen}
