@@ -57,6 +57,15 @@ def test_a_checksum_tells_names_dtypes_shapes_and_bytes_apart():
     assert len(ends) == 20
 
 
+def test_an_adapter_is_what_it_adds():
+    """Not its name, metadata or dtype; but its modules, scalings and numbers."""
+    mine = adapter()
+    same = replace(adapter("other"), metadata={"a": "b"}, tensors={key: array.astype(np.float64) for key, array in mine.tensors.items()})
+    assert adapter_sha256(same) == adapter_sha256(mine)
+    other = [adapter(seed=2), adapter(size=2.0), adapter(scaling=3.0), adapter(method="dora"), adapter(modules={"a": (4, 5)})]
+    assert len({adapter_sha256(state) for state in [mine, *other]}) == 6
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_the_same_adapter_is_refused_under_any_name_and_in_any_form(tmp_path, again):
     base = base_file(tmp_path / "base.safetensors", "float64")

@@ -105,6 +105,27 @@ def test_other_dtypes_are_rounded_by_chance_too(tmp_path, dtype):
     assert abs(got.mean() - base["other"][0]) < 4 * got.std() / math.sqrt(100_000)
 
 
+def test_draws_differ_between_arrays_and_places_but_not_with_blocks(tmp_path, monkeypatch):
+    """Equal arrays of equal numbers: neither are two arrays alike, nor two blocks of one, and the size of the blocks does not show."""
+    base = {
+        "a.weight": np.full((5, 4), 1 + 2.0**-9, np.float32),
+        "x": np.full(64, 1 + 2.0**-9, np.float32),
+        "y": np.full(64, 1 + 2.0**-9, np.float32),
+    }
+    write_safetensors(tmp_path / "base.safetensors", base, {})
+    state = AdapterState("mine", {}, {"a.weight": np.full((5, 4), 1e-3)}, {"a": {"method": "diff", "orientation": "torch"}})
+    found = []
+    for block in (1 << 18, 16):
+        monkeypatch.setattr("loratk.convert.whole.BLOCK", block)
+        out = tmp_path / f"{block}.safetensors"
+        loratk.merge(tmp_path / "base.safetensors", state, out, dtype="bfloat16", stochastic=True)
+        found.append(bits(out))
+    assert found[0] == found[1]
+    x, y = (found[0][name][2] for name in "xy")
+    assert x != y
+    assert x[:32] != x[32:64] != x[64:96]
+
+
 def test_where_nothing_is_rounded_chance_is_refused(tmp_path):
     base = base_file(tmp_path / "base.safetensors", "float64")
     with pytest.raises(ConfigError, match="stochastic rounding would have no effect"):
