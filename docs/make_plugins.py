@@ -11,9 +11,10 @@ from loratk.algebra.rules import Columns, DenseRule, FactorRule, MergeRule
 from loratk.exchange import AdapterFormat
 from loratk.io import StoreBase
 from loratk.lora import Call, Init, Start, Started
+from loratk.lora.inits.base import Gatherer, Seen
 
 PAGE = Path(__file__).parent / "plugins.md"
-CLASSES = (LayerType, Method, Call, Init, Start, Started, MergeRule, FactorRule, DenseRule, Columns, StoreBase, AdapterFormat)
+CLASSES = (LayerType, Method, Call, Init, Start, Started, Gatherer, Seen, MergeRule, FactorRule, DenseRule, Columns, StoreBase, AdapterFormat)
 WIDTH = 140
 
 
