@@ -8,6 +8,7 @@ import numpy as np
 from ..autograd import Tensor, ops
 from ..errors import ShapeError
 from ..nn import Embedding, Linear, Module, Parameter
+from .linear_paths import PATHS
 
 M = TypeVar("M", bound=Module)
 
@@ -116,7 +117,7 @@ class LinearType(LayerType[Linear]):
     """`Linear`: x W."""
 
     name, module, linear, plain, chains = "linear", Linear, True, True, True
-    fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora_linear, "dora": _dora_linear}
+    fused: ClassVar[Mapping[str, Callable[..., Tensor]]] = {"lora": _lora_linear, "dora": _dora_linear, **PATHS}
 
     def apply(self, module: Linear, x: Any, m: Any) -> Tensor:
         """(..., d), (d, c) -> (..., c)."""

@@ -237,6 +237,29 @@ def _scatter(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     return [((x, each), {"size": 2 * rows + 3}) for each in (index, np.sort(index).astype(np.int32), index[::-1])]
 
 
+SPARSE = np.array([0, 5, K - 1, K, 3 * K + 2, 7 * K - 1, 9 * K, 11 * K - 1])
+
+
+@examples("sparse_matmul")
+def _sparse_matmul(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    x, values = draw(rng, dtype, rows, 11), draw(rng, dtype, len(SPARSE))
+    return [((y, values, index), {"k": K}) for y in (x, strided(x)) for index in (SPARSE, SPARSE.astype(np.int32))] + [
+        ((x, values[:0], SPARSE[:0]), {"k": K})
+    ]
+
+
+@examples("sparse_matmul_t")
+def _sparse_matmul_t(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    g, values = draw(rng, dtype, rows, K), draw(rng, dtype, len(SPARSE))
+    return [((y, values, SPARSE), {"d": 11}) for y in (g, transposed(g), strided(g))]
+
+
+@examples("sparse_values_grad")
+def _sparse_values_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    x, g = draw(rng, dtype, rows, 11), draw(rng, dtype, rows, K)
+    return [((x, g, SPARSE), {}), ((strided(x), transposed(g), SPARSE.astype(np.int32)), {}), ((x, g, SPARSE[:0]), {})]
+
+
 @examples("softmax", "log_softmax")
 def _softmax(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     x = draw(rng, dtype, rows, K)

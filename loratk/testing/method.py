@@ -63,7 +63,8 @@ class _Case:
     def _call(self, x: Tensor, K: Backend) -> Call:
         handle = K.freeze_weight(K.asarray(self.weight.astype(x.dtype)))
         product = ops.linear(x, handle)
-        return Call(product, lambda m: ops.linear(x, m), lambda: product, lambda: handle)
+        matrix = Tensor(self.weight.astype(x.dtype), backend=K)
+        return Call(product, lambda m: ops.linear(x, m), lambda: product, lambda: handle, matrix=lambda: matrix)
 
     def update(self, x: Tensor, parameters: Mapping[str, Any], K: Backend) -> Tensor:
         """The method's update of the plain product; arrays among the parameters become constants."""
@@ -73,9 +74,12 @@ class _Case:
     def check_initial(self) -> None:
         """Names, shapes, dtype and seed of the first parameters."""
         before = self.weight.copy()
-        want = {name: tuple(shape) for name, shape in self.method.shapes(self.d, self.k, self.rank).items()}
-        got = {name: p.shape for name, p in self.first.items()}
-        assert got == want, f"initial() must have the shapes that shapes() says, {want}, found {got}."
+        if not self.options:
+            want = {name: tuple(shape) for name, shape in self.method.shapes(self.d, self.k, self.rank).items()}
+            got = {name: p.shape for name, p in self.first.items()}
+            assert got == want, f"initial() must have the shapes that shapes() says, {want}, found {got}."
+        found = list(self.method.parameter_faults(self.first, self.d, self.k, self.rank))
+        assert not found, f"parameter_faults() must accept what initial() gives, found {found}."
         for name, p in self.first.items():
             whole = p.dtype.kind in "iu"
             assert whole or p.dtype == self.dtype, f"initial() must have the weight's dtype {self.dtype}, found {p.dtype} for {name!r}."
@@ -102,7 +106,8 @@ class _Case:
         K, names, arrays = get_backend(backend), list(trains), list(trains.values())
 
         def update(x: Tensor, *parameters: Tensor) -> Tensor:
-            return self.update(x, self.random | dict(zip(names, parameters, strict=True)), K)
+            held = {name: p.astype(x.dtype) if p.dtype.kind == "f" else p for name, p in self.random.items()}
+            return self.update(x, held | dict(zip(names, parameters, strict=True)), K)
 
         x = self.x
         tensors = [Tensor(np.array(array), requires_grad=True, backend=K) for array in (x, *arrays)]

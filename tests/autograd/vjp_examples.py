@@ -96,6 +96,7 @@ EXAMPLES = {
     "dropout": [((real(4, 5),), {"p": p}) for p in (0.0, 0.5)],
     "exp": _unary(real),
     "frozen_matmul": [((real(3, 4), frozen(4, 5)), {}), ((real(2, 0, 4), frozen(4, 2)), {}), ((real(2, 3, 4), frozen(4, 1)), {})],
+    "sparse_matmul": [((real(3, 4), real(5), np.array([0, 3, 7, 8, 11])), {"k": 3}), ((real(2, 2), real(0), whole(1, 0)), {"k": 3})],
     "scatter": [((real(4), np.array([2, 0, 6, 5])), {"size": 7}), ((real(0), whole(1, 0)), {"size": 3})],
     "gather_rows": [((real(4, 3), whole(4, 2, 5)), {}), ((real(1, 1), whole(1, 3)), {}), ((real(3, 2), whole(3, 0)), {})],
     "gelu": _unary(real, {"tanh": False}, {"tanh": True}),

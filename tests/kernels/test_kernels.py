@@ -82,6 +82,7 @@ def results(name, threads):
         patch.setattr(runtime._pool, "run", spy)
         patch.setattr("loratk.kernels.cpu.gemm.ALONE", 1 << 16)  # so that these products too are shared out
         patch.setattr("loratk.kernels.cpu.thin.GRAIN", 1 << 16)
+        patch.setattr("loratk.kernels.cpu.sparse.GRAIN", 1 << 12)
         patch.setattr("loratk.kernels.cpu.dora.ALONE", 1 << 12)
         patch.setattr("loratk.kernels.cpu.dora.GRAIN", 1 << 13)
         patch.setattr(chain, "_share_forward", spied(chain._share_forward))
@@ -148,6 +149,17 @@ def test_row_index_out_of_range(name):
     options = {"rows": 70_000} if name == "scatter_add_rows" else {}
     with pytest.raises(IndexError):
         CPU.kernels[name](x, index, **options)
+
+
+def test_places_out_of_range():
+    x, values = np.ones((3, 2), np.float32), np.ones(2, np.float32)
+    for index in (np.array([1, 4]), np.array([-1, 1])):
+        with pytest.raises(IndexError, match=r"Places in a \(2, 2\) matrix must lie in \[0, 4\), found"):
+            CPU.sparse_matmul(x, values, index, k=2)
+        with pytest.raises(IndexError):
+            CPU.sparse_matmul_t(x, values, index, d=2)
+        with pytest.raises(IndexError):
+            CPU.sparse_values_grad(x, x, index)
 
 
 def test_label_out_of_range():

@@ -6,7 +6,7 @@ One file a family, like the reference, whose kernel stands wherever a family her
 from types import ModuleType
 
 from .. import reference
-from . import chain, conv, direct, dora, elementwise, frozen, gemm, grouped, lora, norm, optim, reduce, shape, softmax
+from . import chain, conv, direct, dora, elementwise, frozen, gemm, grouped, lora, norm, optim, reduce, shape, softmax, sparse
 
 FAMILIES: tuple[ModuleType, ...] = (
     gemm,
@@ -18,6 +18,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     elementwise,
     reduce,
     shape,
+    sparse,
     softmax,
     norm,
     conv,

@@ -5,10 +5,10 @@ depend on the sizes alone, to the last bit: every sum is taken in a fixed order,
 package without a driver raises BackendError, unless NUMBA_ENABLE_CUDASIM=1 asks for Numba's simulator.
 """
 
-from . import chain, conv, dora, elementwise, gemm, grouped, lora, norm, optim, reduce, shape, softmax
+from . import chain, conv, dora, elementwise, gemm, grouped, lora, norm, optim, reduce, shape, softmax, sparse
 from .arrays import asarray, numpy
 
 __all__ = ["KERNELS", "asarray", "numpy"]
 
-FAMILIES = (gemm, lora, dora, chain, grouped, elementwise, reduce, shape, softmax, norm, conv, optim)
+FAMILIES = (gemm, lora, dora, chain, grouped, elementwise, reduce, shape, sparse, softmax, norm, conv, optim)
 KERNELS = {name: getattr(family, name) for family in FAMILIES for name in family.__all__}

@@ -5,7 +5,7 @@ optimiser updates write into their arguments. Floating arrays are float32 or flo
 the result has that dtype. Any strides and any zero-size axis are allowed.
 """
 
-from . import chain, conv, dora, elementwise, gemm, grouped, lora, norm, optim, reduce, shape, softmax
+from . import chain, conv, dora, elementwise, gemm, grouped, lora, norm, optim, reduce, shape, softmax, sparse
 
-FAMILIES = (gemm, lora, dora, chain, grouped, elementwise, reduce, shape, softmax, norm, conv, optim)
+FAMILIES = (gemm, lora, dora, chain, grouped, elementwise, reduce, shape, sparse, softmax, norm, conv, optim)
 KERNELS = {name: getattr(family, name) for family in FAMILIES for name in family.__all__}
