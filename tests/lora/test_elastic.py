@@ -6,6 +6,7 @@ from rank_problems import D, K, adapted, change, error, problem, ranks, train
 
 from loratk import LoraConfig, LoraModel
 from loratk.errors import ConfigError, StateError
+from loratk.lora.control import update
 from loratk.lora.energy_rank import directions
 from loratk.lora.methods.elastic import first_rank
 from loratk.nn.optim import SGD, AdamW
@@ -155,6 +156,21 @@ def test_an_optimiser_starts_anew_what_was_moved_and_nothing_else():
     values = part.lora_A.numpy().copy()
     optimizer.step()
     np.testing.assert_allclose(part.lora_A.numpy(), values * (1 - 0.1 * 0.01) - 0.1, rtol=1e-6)  # as Adam's first step
+
+
+def test_a_step_with_a_cut_ends_with_an_optimiser_that_knows_nothing_of_what_was_cut():
+    model, controller, part = make(start_rank=6, every=1)
+    give(part, change(2, 1))
+    optimizer = SGD(model.trainable(), lr=1e-9, momentum=0.9)
+    for parameter in model.trainable():
+        parameter.grad = np.ones(parameter.shape)
+    controller._options["right"]["every"] = 100
+    update([controller], optimizer)
+    assert in_use(part) == 2
+    memory = optimizer.state_dict()
+    for place, parameter in enumerate(model.trainable()):
+        cut = any(parameter is factor for factor in (part.lora_A, part.lora_B))
+        assert memory[f"{place}.velocity"].any() == (not cut)
 
 
 def test_its_file_is_plain_lora(tmp_path):
