@@ -56,7 +56,7 @@ def test_cordas_kpm_trains_what_the_inputs_do_not_see(layer):
     assert effects[0] < 0.1 * effects[1]
 
 
-def descend(net, lr=1e-3, steps=20):
+def descend(net, *, steps, lr=1e-3):
     """Steps of plain descent on all sideways digits."""
     (x, y), optimizer = digits()[2].train, SGD(net.trainable(), lr=lr)
     for _ in range(steps):
@@ -65,16 +65,32 @@ def descend(net, lr=1e-3, steps=20):
         optimizer.zero_grad()
 
 
-def test_lora_gas_first_twenty_steps_go_the_way_of_full_fine_tuning():
-    """Wang et al. 2024, section 3: every weight of a deep net moves in the direction in which full fine-tuning moves it."""
+def moved_fully(steps):
+    """Where full fine-tuning takes every weight, by layer."""
     net = classifier()
     before = net.state_dict()
-    descend(net)
-    full = {name.partition(".")[0]: array - before[name] for name, array in net.state_dict().items() if name.endswith("weight")}
-    cosines = {}
+    descend(net, steps=steps)
+    return {name.partition(".")[0]: array - before[name] for name, array in net.state_dict().items() if name.endswith("weight")}
+
+
+def cosine(one, two):
+    return float(np.sum(one * two) / np.linalg.norm(one) / np.linalg.norm(two))
+
+
+def test_lora_gas_first_step_is_the_best_of_twice_its_rank_that_full_fine_tuning_has():
+    """Wang et al. 2024, theorem 3.1: A holds the first r directions of the gradient and B the next, and each lets the other move."""
+    model = adapted(rank=2, init={"name": "lora_ga", "niter": None})
+    descend(model, steps=1)
+    for name, full in moved_fully(1).items():
+        u, s, v = np.linalg.svd(full.astype(np.float64), full_matrices=False)
+        assert cosine(delta(model, name), (u[:, :4] * s[:4]) @ v[:4]) > 0.9999
+
+
+def test_lora_gas_first_twenty_steps_go_the_way_of_full_fine_tuning():
+    """Section 3 there: every weight of a deep net moves in the direction in which full fine-tuning moves it."""
+    full, cosines = moved_fully(20), {}
     for init in ("lora_ga", None, "gaussian", "orthogonal"):
         model = adapted(init=init)
-        descend(model)
-        moved = {name: delta(model, name) for name in full}
-        cosines[init] = [np.sum(moved[name] * full[name]) / np.linalg.norm(moved[name]) / np.linalg.norm(full[name]) for name in full]
+        descend(model, steps=20)
+        cosines[init] = [cosine(delta(model, name), matrix) for name, matrix in full.items()]
     assert min(cosines.pop("lora_ga")) > 0.95 > 0.6 > max(map(max, cosines.values()))
