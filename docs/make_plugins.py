@@ -14,7 +14,22 @@ from loratk.lora import Call, Init, Start, Started
 from loratk.lora.inits.base import Gatherer, Seen
 
 PAGE = Path(__file__).parent / "plugins.md"
-CLASSES = (LayerType, Method, Call, Init, Start, Started, Gatherer, Seen, MergeRule, FactorRule, DenseRule, Columns, StoreBase, AdapterFormat)
+CLASSES = (
+    LayerType,
+    Method,
+    Call,
+    Init,
+    Start,
+    Started,
+    Gatherer,
+    Seen,
+    MergeRule,
+    FactorRule,
+    DenseRule,
+    Columns,
+    StoreBase,
+    AdapterFormat,
+)
 WIDTH = 140
 
 
