@@ -45,6 +45,20 @@ def test_lokr_is_a_kronecker_product():
     close(delta, np.kron(held["lokr_W1"], held["lokr_W2"]))
 
 
+@pytest.mark.parametrize(
+    ("rank", "options", "want"),
+    [
+        (2, {}, {"lokr_W1", "lokr_A2", "lokr_B2"}),  # below half of 5, the longer side of W2 (4, 5)
+        (3, {}, {"lokr_W1", "lokr_W2"}),
+        (1, {"decompose_both": True}, {"lokr_A1", "lokr_B1", "lokr_A2", "lokr_B2"}),  # below half of 3, that of W1 (3, 2)
+        (2, {"decompose_both": True}, {"lokr_W1", "lokr_A2", "lokr_B2"}),
+        (1, {"full_matrix": True, "decompose_both": True}, {"lokr_W1", "lokr_W2"}),
+    ],
+)
+def test_factors_of_lokr_are_whole_from_half_of_their_longer_side_up(rank, options, want):
+    assert set(change(linear(), rank=rank, method="lokr", options=options)[0]) == want
+
+
 def test_lokr_of_a_convolution_leaves_the_window_to_its_second_factor():
     held, delta, _ = change(Conv2d(4, 6, (2, 3), rng=1, dtype=np.float64), rank=9, alpha=9, method="lokr", options={"factor": 2})
     assert {name: array.shape for name, array in held.items()} == {"lokr_W1": (2, 2), "lokr_W2": (2, 3, 2, 3)}
