@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..autograd import Tensor, ops
+from ..autograd.modes import modes
 from ..autograd.ops.grouped import GroupedLora
+from ..nn.chain import MOST_ROWS
 from ..nn.version import version
 from .adapter import LoraAdapter
 from .grouping import Group, block_factors, fits
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .layer import LoraLayer
 
 MOST_MIXTURES = 32  # kept by one layer
+FEW_ROWS = 16  # below which threads share out columns of a product, not rows
 
 
 class Mixture:
@@ -102,7 +105,7 @@ def _together(layer: "LoraLayer", x: Tensor, index: np.ndarray, mix: Mixture) ->
     """One product for all rows, and one kernel for what their adapters add."""
     layer_type, base = layer.layer_type, layer.base
     assert layer_type is not None
-    product, bias = layer_type.apply(base, x, layer_type.own_matrix(base)), layer.base_bias()
+    product, bias = _product(layer, x), layer.base_bias()
     if not mix.used:
         return product if bias is None else product + bias
     rows, of_x, numbers = product, x, mix.kernel[index]
@@ -117,6 +120,15 @@ def _together(layer: "LoraLayer", x: Tensor, index: np.ndarray, mix: Mixture) ->
         pieces.append(mix.block(layer, block, columns)(part, of_x, numbers, mask, shift))
     y = pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
     return y if product.ndim == 2 else y.reshape(*product.shape)
+
+
+def _product(layer: "LoraLayer", x: Tensor) -> Tensor:
+    """What the base's weight makes of all rows, as a chain of one where that goes: its threads are handed their work without Python."""
+    layer_type, base = layer.layer_type, layer.base
+    assert layer_type is not None
+    if layer_type.chains and x.ndim == 2 and FEW_ROWS <= len(x) <= MOST_ROWS and not modes.anomaly and (link := base.link()) is not None:
+        return ops.lora_chain(x, link.weight, None, None, None, scalings=(0.0,), relus=(False,))
+    return layer_type.apply(base, x, layer_type.own_matrix(base))
 
 
 def _mask(block: str, x: Tensor, index: np.ndarray, mix: Mixture) -> np.ndarray:

@@ -3,18 +3,19 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Union, runtime_checkable
 
 import numpy as np
 
 from ..errors import ConfigError, DtypeError, ShapeError, StateError
 
 Batch = tuple[Any, Any]
-Data = tuple[Any, Any] | Iterable[Batch] | Callable[[int], Iterable[Batch]]
+Data = Union[tuple[Any, Any], Iterable[Batch], Callable[[int], Iterable[Batch]], "Source"]
 
 DEFAULT_BATCH_SIZE = 32
 
 
+@runtime_checkable
 class Source(Protocol):
     """Batches (x, y), epoch after epoch. `length`: how many an epoch has, if known. `settings`: what decides which they are."""
 
@@ -26,7 +27,9 @@ class Source(Protocol):
 
 
 def as_source(data: Data, *, batch_size: int | None, shuffle: bool, seed: int, name: str) -> Source:
-    """Arrays `(x, y)`, an iterable of batches, or a function from the epoch to one, as a Source. `name` is for messages."""
+    """Arrays `(x, y)`, an iterable of batches, a function from the epoch to one, or a Source, as a Source. `name` is for messages."""
+    if isinstance(data, Source):
+        return NamedSource(data, name)
     if isinstance(data, tuple):
         return ArraySource(data, batch_size=DEFAULT_BATCH_SIZE if batch_size is None else batch_size, shuffle=shuffle, seed=seed, name=name)
     if not callable(data) and not isinstance(data, Iterable):
@@ -51,6 +54,18 @@ class ArraySource:
         """The batches of an epoch in their order, without the first `skip`."""
         rng = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
         return _cut(self.x, self.y, self.batch_size, rng, skip)
+
+
+class NamedSource:
+    """A source that somebody else made, its settings under a name."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.source, self.length = source, source.length
+        self.settings = {f"{name} {key}": value for key, value in source.settings.items()}
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch in their order, without the first `skip`."""
+        return self.source.batches(epoch, skip)
 
 
 class BatchSource:
