@@ -89,9 +89,9 @@ def results(name, threads):
         patch.setattr(chain, "_share_backward", spied(chain._share_backward))
         patch.setattr(optim, "_share_adam", spied(optim._share_adam))
         patch.setattr(grouped_loops, "share_forward", spied(grouped_loops.share_forward))
-        patch.setattr("loratk.kernels.cpu.chain.PATIENT", 1e-6)  # and wait for the workers
-        patch.setattr("loratk.kernels.cpu.optim.PATIENT", 1e-6)
-        patch.setattr("loratk.kernels.cpu.grouped.PATIENT", 1e-6)
+        patch.setattr("loratk.kernels.cpu.chain.PATIENT", 1.0)  # and wait for the workers
+        patch.setattr("loratk.kernels.cpu.optim.PATIENT", 0.1)
+        patch.setattr("loratk.kernels.cpu.grouped.PATIENT", 1.0)
         for args, kwargs in made:
             given = [CPU.freeze_weight(arg.array) if isinstance(arg, Frozen) else arg for arg in args]
             result = CPU.kernels[name](*given, **kwargs)
@@ -106,9 +106,14 @@ def results(name, threads):
 def test_threads_do_not_change_a_bit(name):
     want, _ = results(name, 1)
     for threads in (2, 3):
-        got, cuts = results(name, threads)
-        for g, w in zip(got, want, strict=True):
-            np.testing.assert_array_equal(np.asarray(g), np.asarray(w))
+        cuts = []
+        for _ in range(5):  # a worker that has gone to sleep, as while something was compiled, is not waited for without end
+            got, more = results(name, threads)
+            cuts += more
+            for g, w in zip(got, want, strict=True):
+                np.testing.assert_array_equal(np.asarray(g), np.asarray(w))
+            if name == "freeze_weight" or threads in cuts:
+                break
         if name != "freeze_weight":
             assert threads in cuts, f"no example of {name} is large enough for {threads} threads"
 
