@@ -4,6 +4,7 @@ from .case import Case
 from .convolution import Convolution
 from .forward import Forward
 from .layer import Layer
+from .mixed import Mixed
 from .network import Network
 
 DEPTHS = (8, 16, 32, 64, 128, 256)
@@ -20,6 +21,9 @@ CASES: list[Case] = [
     Forward("forward-1-4096x4096-r16", 1, d=4096, k=4096),
     Layer("dora-2048-1024x1024-r16", 2048, dora=True, trains=True),
     Convolution("conv2d-16-32x32-64-64-r16", 16),
+    Mixed("mixed-64-of-32-adapters-beside-r34", 64, rank=34),
+    Mixed("mixed-64-of-32-adapters-beside-r64", 64, rank=64),
+    Mixed("mixed-64-of-32-adapters-backward-beside-r34", 64, rank=34, trains=True, beside_peer=False),
     Forward("java-forward-64-1024x1024-r16", 64),
     Forward("java-forward-64-1024x1024-r16-one-thread", 64, threads=1),
     *(Network(f"depth-{depth}-of-256-batch-32-r16", 32, sizes=(256,) * (depth + 1), beside_peer=False) for depth in DEPTHS),

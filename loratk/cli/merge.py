@@ -111,16 +111,14 @@ def _show(done: "Merged") -> None:
     halves = [array for array in done.changed if array.rounding is not None and array.dtype in HALVES]
     if halves:
         worst = sorted(halves, key=lambda array: -array.rounding.lost_share if array.rounding else 0.0)[:SHOWN]
-        table(
-            ("array", "dtype", "|update|", "unchanged", "norm lost"),
-            [_row(array) for array in worst],
-            right=("|update|", "unchanged", "norm lost"),
-        )
+        head = ("array", "dtype", "|update|", "unchanged", "noise" if done.stochastic else "norm lost")
+        table(head, [_row(array) for array in worst], right=head[2:])
         if len(halves) > SHOWN:
             click.echo(f"and {len(halves) - SHOWN} more, of which rounding took less.")
         whole = total(array.rounding for array in halves if array.rounding is not None)
-        shares = f"{whole.kept_share:.1%} of the weights with an update did not change, {whole.lost_share:.2%} of its norm"
-        click.echo(f"All together: {shares} is lost.")
+        share = f"{whole.lost_share:.2%} of its norm"
+        lost = f"noise of {share} is added, which is 0 on average" if done.stochastic else f"{share} is lost"
+        click.echo(f"All together: {whole.kept_share:.1%} of the weights with an update did not change, {lost}.")
     elif not done.written:
         head = ("array", "dtype", "shape")
         table(head, [(array.name, array.dtype, " x ".join(map(str, array.shape))) for array in done.changed])

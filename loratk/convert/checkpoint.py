@@ -33,10 +33,10 @@ from .writing import Order, Written, write
 class Merged:
     """What a merge wrote, or in a dry run would write.
 
-    adapters: in their order, with weights and hashes. changed: the arrays that change, `arrays` is how many there are, `size` their bytes.
-    rounding: of all changed arrays together, None in a dry run. before, after: the checksums of all arrays; after is "" where the store has
-    checksums of its own. residual: the file that was kept to undo it, and its bytes. resumed: arrays that an interrupted merge had
-    finished. faults: in a dry run what does not fit; else it is raised.
+    adapters: in their order, with weights and hashes. stochastic: whether rounding is by chance. changed: the arrays that change, `arrays`
+    is how many there are, `size` their bytes. rounding: of all changed arrays together, None in a dry run. before, after: the checksums of
+    all arrays; after is "" where the store has checksums of its own. residual: the file that was kept to undo it, and its bytes. resumed:
+    arrays that an interrupted merge had finished. faults: in a dry run what does not fit; else it is raised.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Merged:
     arrays: int
     size: int
     written: bool
+    stochastic: bool = False
     rounding: Rounding | None = None
     before: str = ""
     after: str = ""
@@ -125,8 +126,10 @@ def merge(
         job = Job(merging, source, target, dtype, seed if stochastic else None)
         if stochastic and not any(item.key is not None for item in job.items):
             raise ConfigError("stochastic rounding would have no effect: nothing is rounded here")
-        notes = [*loaded.notes, opened.note, *_notes(target, job)]
-        planned = Merged(out, Path(base), loaded.adapters, job.changed(), len(job.items), job.size(), False, notes=notes, faults=found)
+        notes = list(dict.fromkeys([*loaded.notes, opened.note, *_notes(target, job)]))
+        planned = Merged(
+            out, Path(base), loaded.adapters, job.changed(), len(job.items), job.size(), False, stochastic, notes=notes, faults=found
+        )  # fmt: skip
         if dry_run:
             return replace(planned, faults=[*found, *_room(planned)])
         sealing = _Sealing(opened, ledger, loaded, mark, dtype, seed if stochastic else None)
@@ -148,7 +151,7 @@ def _result(planned: Merged, written: Written, keeping: _Keeping) -> Merged:
     if written.resumed:
         notes.append(f"{written.resumed} of {planned.arrays} arrays were there from a merge that was interrupted")
     halves = total(array.rounding for array in arrays if array.rounding is not None and array.dtype in HALVES)
-    if halves.kept_share >= 0.0005:
+    if halves.kept_share >= 0.0005 and not planned.stochastic:
         notes.append(
             f"{100 * halves.kept_share:.1f} % of the numbers in changed arrays are as before: half precision rounds small updates away "
             f"(--dtype float32); of the update's norm {100 * halves.lost_share:.2g} % is lost"
@@ -156,7 +159,7 @@ def _result(planned: Merged, written: Written, keeping: _Keeping) -> Merged:
     return replace(
         planned, written=True, changed=arrays, rounding=total(array.rounding for array in arrays if array.rounding is not None),
         before=written.before, after=written.after, residual=keeping.path, residual_size=keeping.size, resumed=written.resumed,
-        notes=list(dict.fromkeys(notes)),
+        notes=notes,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..exchange import AdapterState
 from ..kernels.reference.checksum import BLOCK, add_checksum
 
-COMPILED = 1 << 16  # words from which it pays to have the compiled kernel, which gives the same
+COMPILED = 1 << 19  # bytes of an array from which it pays to have the compiled kernel, which gives the same
 
 
 class ArrayChecksum:
@@ -27,6 +27,7 @@ class ArrayChecksum:
         """`dtype` as safetensors calls it."""
         self._head = f"{dtype}|{list(shape)}|".encode()
         self._sums = np.zeros((-(-size // BLOCK), 2), np.uint64)
+        self._kernel = _kernel(size)
         self._lock = threading.Lock()
 
     def add(self, at: int, data: Any) -> None:
@@ -42,7 +43,7 @@ class ArrayChecksum:
         per_block = BLOCK // 8
         first, last = at // per_block, -(-(at + len(words)) // per_block)
         mine = np.zeros((last - first, 2), np.uint64)
-        _kernel(len(words))(words, at - first * per_block, mine)
+        self._kernel(words, at - first * per_block, mine)
         with self._lock:
             self._sums[first:last] += mine
 
@@ -51,8 +52,8 @@ class ArrayChecksum:
         return hashlib.sha256(self._head + self._sums.astype("<u8").tobytes()).hexdigest()
 
 
-def _kernel(words: int) -> Any:
-    if words < COMPILED:
+def _kernel(size: int) -> Any:
+    if size < COMPILED:
         return add_checksum
     from ..kernels.cpu.checksum import add_checksum as compiled
 

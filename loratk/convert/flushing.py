@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-EVERY = 256 << 20
+EVERY = 64 << 20
 """Bytes between two rounds."""
 
 

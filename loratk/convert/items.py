@@ -18,7 +18,7 @@ from .rounding import KINDS, Rounding, added, measured, unit_for
 
 PIECE = 16 << 20
 """Bytes of an array that a thread takes on at a time."""
-STEP = 1 << 20
+STEP = 1 << 19
 """Bytes that it reads, merges, sums up and writes before the next: what stays in the caches."""
 COMPILED = 1 << 18
 """Numbers of an array from which the compiled kernel is used."""
@@ -146,7 +146,7 @@ class Work:
                 with np.errstate(over="ignore"):
                     left, right = left.astype(dtype), np.ascontiguousarray(right, dtype)
                 merge: Callable[..., tuple[np.ndarray, Measures]] = merge_rows
-                step = STEP // 16  # NumPy makes many arrays on the way
+                step = STEP // 8  # NumPy makes many arrays on the way
                 if len(left) * right.shape[1] >= COMPILED:
                     from ..kernels.cpu.merge import merge_rows as merge
                     from ..kernels.cpu.merge import pack_right

@@ -71,7 +71,8 @@ def load(
             reading = load_adapter(
                 item, format=detected, adapters=wanted, base=base, options=mine, allow_missing=allow_missing, registry=registry
             )  # fmt: skip
-            read, notes = reading.states, [*notes, *reading.notes]
+            first, *rest = reading.notes
+            read, notes = reading.states, [*notes, f"{item}: {first}" if len(given) > 1 else first, *rest]
         for state in read:
             if names is None or state.name in names:
                 states.append(state)

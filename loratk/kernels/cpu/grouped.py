@@ -115,12 +115,12 @@ def grouped_lora_grad(g, x, xa, z, index, mask, *factors, scalings, need_x=True)
     nr, width = columns(dtype), plan.width
     order, starts, pieces, done = loops.arrange(np.ascontiguousarray(index, np.int64), plan.table, nr // 2, d + k)
     gz, dx, out = (empty(shape, dtype) for shape in ((n if plan.stretched else 0, k), (n if need_x else 0, d), (plan.grads,)))
-    inner = [empty((n * size,), dtype) for size in (d, k, width, width)]
+    inner = [empty((n * size + nr,), dtype) for size in (d, k, width, width)]  # tiles read whole vectors
     flat_g, flat_x, flat_xa, flat_mask, flat_z = _flat(g, x, xa, mask, z)
     given = done, pieces, order, plan.table, plan.scalings, flat_g, flat_x, flat_xa, flat_mask, gz.reshape(-1), dx.reshape(-1), *inner
     runtime.parallel_for(grad.backward, int(done[-1]), *given, d, k, width, nr // 2, nr, grain=GRAIN)
     shares, done = grad.shares_of(starts, plan.table, d + k)
-    given = done, shares, starts, order, plan.table, plan.scalings, flat_g, flat_z, *inner, out
+    given = done, shares, starts, order, plan.table, flat_g, flat_z, *inner, out
     runtime.parallel_for(grad.gradients, int(done[-1]), *given, d, k, width, nr, grain=GRAIN)
     del held
     grads = [out[start:stop].reshape(shape) for start, stop, shape in plan.shapes]

@@ -8,12 +8,13 @@ from .factor_grad import gradient_a, gradient_b
 from .grouped_loops import DA, DB, DSHIFT, DSTRETCH, FIRST, GROUP, ROWS, SHIFT, STRETCH, A, B, R, take
 from .thin import STRIP
 from .tile import MR
-from .window import TALL, narrow_tile
+from .window import TALL, narrow_tile, tile
 
 __all__ = ["backward", "gradients", "shares_of"]
 
 LARGE = 1 << 18  # multiplications of a share of an adapter's gradients
 MOST_SHARES = 16
+FEW = 4  # rows of an adapter up to which tiles are not worth their beginning and end
 
 
 @runtime.jit(reassociate=True)
@@ -68,7 +69,8 @@ def _up_turned(gb, width, first, rows, order, a, r, d, dx, turned, edge, half):
 def backward(start, stop, done, pieces, order, table, scalings, g, x, xa, mask, gz, dx, x_in, g_in, xa_in, gb_in, d, k, width, most, nr):
     """Pieces whose work begins in start to stop: gradients of product (if a row is stretched) and x, and what `gradients` sums, in order.
 
-    x_in (n, d), g_in (n, k), xa_in and gb_in (n, width): x', the gradient before the stretch, x' A and scaling g B^T.
+    x_in (n, d), g_in (n, k), xa_in and gb_in (n, width), all longer by a vector: x', the gradient before the stretch, scaling x' A, and
+    scaling g B^T.
     """
     none, half = g[:0], nr // 2
     turned, edge = np.empty(width * half, g.dtype), np.empty(TALL * half, g.dtype)
@@ -88,7 +90,9 @@ def backward(start, stop, done, pieces, order, table, scalings, g, x, xa, mask, 
                 gz[order[first + i] * k : (order[first + i] + 1) * k] = mine[i * k : (i + 1) * k]
         if r:
             take(order, first, rows, x, mask, d, x_in[first * d : (first + rows) * d])
-            take(order, first, rows, xa, none, width, xa_in[first * width : (first + rows) * width])
+            scaled = xa_in[first * width : (first + rows) * width]
+            take(order, first, rows, xa, none, width, scaled)
+            scaled *= scalings[group]
             gb = gb_in[first * width : (first + rows) * width]
             _dots(mine, rows, k, array_at(table[group, B], r * k, g), r, gb, width, scalings[group])
         if dx.size:
@@ -126,8 +130,50 @@ def shares_of(starts, table, size):
     return shares, done
 
 
+@runtime.jit(inline=True)
+def _few_a(x, d, gb, width, r, rows, da, top, bottom, nr, edge):
+    """Panels top to bottom, of TALL rows, of dA = x^T gb, (d, r), over few rows; gb may be read a vector too far.
+
+    Tiles write whole vectors: what they write too far, into the next rows, is written again, as columns go from last to first. Where that
+    would go beyond the last row, which is another's, a copy is made.
+    """
+    for panel in range(top, bottom):
+        at = min(panel * TALL, d - TALL)
+        for j in range((r - 1) // nr * nr, -1, -nr):
+            if at == panel * TALL and (at + TALL - 1) * r + j + nr <= min(d, bottom * TALL) * r:
+                tile(x, at, 1, d, 0, 1, gb, j, width, rows, da, at * r + j, r, 0)
+            else:
+                tile(x, at, 1, d, 0, 1, gb, j, width, rows, edge, 0, nr, 0)
+                for p in range(panel * TALL - at, TALL):
+                    for q in range(min(nr, r - j)):
+                        da[(at + p) * r + j + q] = edge[p * nr + q]
+
+
 @runtime.jit
-def gradients(start, stop, done, shares, starts, order, table, scalings, g, z, x_in, g_in, xa_in, gb_in, out, d, k, width, nr):
+def _few_b(xa, width, r, g, k, rows, db, left, right):
+    """Columns left to right of dB = xa^T g, (r, k), over few rows, line by line."""
+    for j in range(r):
+        line = db[j * k + left : j * k + right]
+        for i in range(0, rows, 2):
+            a, one = xa[i * width + j], g[i * k + left : i * k + right]
+            if i + 1 < rows:
+                b, two = xa[(i + 1) * width + j], g[(i + 1) * k + left : (i + 1) * k + right]
+                if i:
+                    for q in range(line.size):
+                        line[q] += a * one[q] + b * two[q]
+                else:
+                    for q in range(line.size):
+                        line[q] = a * one[q] + b * two[q]
+            elif i:
+                for q in range(line.size):
+                    line[q] += a * one[q]
+            else:
+                for q in range(line.size):
+                    line[q] = a * one[q]
+
+
+@runtime.jit
+def gradients(start, stop, done, shares, starts, order, table, g, z, x_in, g_in, xa_in, gb_in, out, d, k, width, nr):
     """Shares whose work begins in start to stop of the gradients of A, B, stretch and shift; the arrays are those of `backward`."""
     edge, held = np.empty(MR * nr, g.dtype), np.zeros(STRIP * nr, g.dtype)
     for number in range(np.searchsorted(done[:-1], start), np.searchsorted(done[:-1], stop)):
@@ -138,16 +184,19 @@ def gradients(start, stop, done, shares, starts, order, table, scalings, g, z, x
         if r:
             da, db = out[table[group, DA] : table[group, DA] + d * r], out[table[group, DB] : table[group, DB] + r * k]
             if first == last:
+                for q in range(r):
+                    db[q * k + left * nr : q * k + min(k, right * nr)] = 0
                 da[top * TALL * r : min(d, bottom * TALL) * r] = 0
             xs, gs, xas, gbs = x_in[first * d :], g_in[first * k :], xa_in[first * width :], gb_in[first * width :]
+            if 0 < last - first <= FEW and d >= TALL:
+                _few_a(xs, d, gbs, width, r, last - first, da, top, bottom, nr, edge)
+                _few_b(xas, width, r, gs, k, last - first, db, left * nr, min(k, right * nr))
+                first = last
             for p0 in range(0, last - first, STRIP):
                 rows = min(STRIP, last - first - p0)
                 gradient_a(xs, d, gbs, width, r, p0, rows, da, top, bottom, nr // 2, edge)
                 gradient_b(xas, width, r, gs, k, p0, rows, db, left, right, nr, edge, held)
-            for q in range(r):
-                row = db[q * k + left * nr : q * k + min(k, right * nr)]
-                for j in range(row.size):
-                    row[j] = row[j] * scalings[group] if last > first else row.dtype.type(0)
+            first = starts[group + 1]
         for stretch in range(2):
             if table[group, STRETCH if stretch else SHIFT]:
                 at = table[group, DSTRETCH if stretch else DSHIFT]
