@@ -53,7 +53,7 @@ def test_a_row_has_the_bits_it_has_alone(d, k, dtype):
 
 
 @pytest.mark.skipif(not COMPILED, reason="the bits are those of compiled loops")
-@pytest.mark.parametrize("n", [40, 700])
+@pytest.mark.parametrize("n", [9, 40, 700])
 def test_an_adapters_gradients_have_the_bits_of_its_rows_alone(n):
     rng, ranks, d, k = np.random.default_rng(1), (5, 16, 33), 96, 80
     factors, scalings = adapters(rng, d, k, ranks), (0.5, 1.5, 2.0)
@@ -70,14 +70,16 @@ def test_an_adapters_gradients_have_the_bits_of_its_rows_alone(n):
             np.testing.assert_array_equal(next(got), each)
 
 
-def test_threads_share_out_rows_of_one_adapter():
-    rng = np.random.default_rng(2)
-    factors, product, x = adapters(rng, 64, 48, (16,)), *(rng.standard_normal((600, size), np.float32) for size in (48, 64))
-    found = []
+@pytest.mark.parametrize("count", [1, 30, 300])
+def test_threads_share_out_rows_of_one_adapter_and_adapters_of_few_rows(count):
+    rng, (n, d, k) = np.random.default_rng(2), (600, 77, 45)
+    ranks = rng.integers(1, 40, count)
+    factors, product, x = adapters(rng, d, k, ranks), *(rng.standard_normal((n, size), np.float32) for size in (k, d))
+    index, scalings, found = rng.integers(0, count, n), tuple(2.0 for _ in ranks), []
     for threads in (1, 2, 3):
         with runtime.num_threads(threads):
-            y, xa, z = CPU.grouped_lora(product, x, np.zeros(600, int), None, None, *factors, scalings=(2.0,))
-            found.append([y, *CPU.grouped_lora_grad(product, x, xa, z, np.zeros(600, int), None, *factors, scalings=(2.0,))])
+            y, xa, z = CPU.grouped_lora(product, x, index, None, None, *factors, scalings=scalings)
+            found.append([y, *CPU.grouped_lora_grad(product, x, xa, z, index, None, *factors, scalings=scalings)])
     for other in found[1:]:
         for got, want in zip(other, found[0], strict=True):
             np.testing.assert_array_equal(got, want)
