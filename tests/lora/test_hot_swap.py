@@ -7,7 +7,7 @@ import pytest
 
 from loratk import LoraConfig, LoraModel, load_adapter, no_grad
 from loratk.errors import FormatError, StateError, UnknownNameError
-from loratk.nn import MLP, Linear, Module
+from loratk.nn import MLP, Linear, Module, Sequential
 
 X = np.random.default_rng(0).standard_normal((6, 5))
 
@@ -160,6 +160,46 @@ def test_other_threads_see_the_old_adapter_or_the_new_one(tmp_path):
         thread.join()
     assert wrong == []
     assert seen == {0, 1}
+
+
+def test_a_swap_waits_for_the_pass_that_runs_and_new_ones_for_the_swap(tmp_path):
+    entered, go = threading.Event(), threading.Event()
+
+    class Pause(Module):
+        def forward(self, x):
+            entered.set()
+            assert go.wait(60)
+            return x
+
+    def build(seed):
+        model = LoraModel(Sequential(Linear(5, 7, rng=0, dtype=np.float64), Pause(), Linear(7, 4, rng=1, dtype=np.float64)))
+        model.add_adapter("a", LoraConfig(rank=2))
+        rng = np.random.default_rng(seed)
+        model.load_state({key: rng.standard_normal(value.shape) for key, value in model.state("a").items()}, "a")
+        model.set_active("a")
+        return model
+
+    go.set()
+    model, new = build(1), build(2)
+    old_y, new_y = model(X).numpy(), new(X).numpy()
+    new.save(tmp_path / "new.npz")
+    go.clear()
+    entered.clear()
+    results = {}
+    running = threading.Thread(target=lambda: results.update(running=model(X).numpy()))
+    running.start()
+    assert entered.wait(60)
+    swapping = threading.Thread(target=lambda: model.hot_swap("a", tmp_path / "new.npz"))
+    swapping.start()
+    swapping.join(0.3)
+    assert swapping.is_alive()
+    later = threading.Thread(target=lambda: results.update(later=model(X).numpy()))
+    later.start()
+    go.set()
+    for thread in (running, swapping, later):
+        thread.join(60)
+    np.testing.assert_array_equal(results["running"], old_y)
+    np.testing.assert_array_equal(results["later"], new_y)
 
 
 def test_a_swap_within_a_pass_is_refused(other):

@@ -211,7 +211,7 @@ def test_values_changed_in_place_show_as_an_optimiser_changes_them():
         before = drawn(model)(x, adapter=names).numpy()
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.data *= 1.5
+                np.multiply(parameter.data, 1.5, out=parameter.data)  # no new array, so nobody is told
         want = np.concatenate([model(x[i : i + 1], adapter=names[i]).numpy() for i in range(2)])
         got = model(x, adapter=names).numpy()
     np.testing.assert_allclose(got, want, rtol=1e-12)

@@ -167,6 +167,17 @@ def test_models_within_each_other_keep_their_selections_apart():
         np.testing.assert_allclose(outer(X, adapter=None).numpy(), outer.base.fc.base(one(X, adapter="a")).numpy())
 
 
+def test_a_choice_for_one_model_is_none_for_another_with_the_same_names():
+    one, two = make(), make()
+    for model in (one, two):
+        model.set_active("b")
+    for model in (one, two):
+        model(X, adapter="a")  # the way through it is known now
+    want = one(X).numpy()
+    with two.using("a"):
+        np.testing.assert_array_equal(one(X).numpy(), want)
+
+
 def test_a_block_selects_for_calls_that_select_nothing():
     model = make()
     with model.using({"a": 2.0}):
