@@ -120,8 +120,8 @@ def _show(done: "Merged") -> None:
         lost = f"noise of {share} is added, which is 0 on average" if done.stochastic else f"{share} is lost"
         click.echo(f"All together: {whole.kept_share:.1%} of the weights with an update did not change, {lost}.")
     elif not done.written:
-        head = ("array", "dtype", "shape")
-        table(head, [(array.name, array.dtype, " x ".join(map(str, array.shape))) for array in done.changed])
+        plan = ("array", "dtype", "shape")
+        table(plan, [(array.name, array.dtype, " x ".join(map(str, array.shape))) for array in done.changed])
     if done.faults:
         from ..errors import faults
 

@@ -5,6 +5,7 @@ Nothing is under the final name before everything is on the disk.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -110,7 +111,7 @@ def _in_place(order: Order, made: Partial) -> Written:
 
             return write_piece
 
-        left = [item for item in order.items if item.name not in written.arrays]
+        left = _by_turns([item for item in order.items if item.name not in written.arrays], homes)
         for done in run(left, order.source, sink, lambda item: order.progress(item.name, len(left))):
             written.arrays[done.name] = done
             made.add(done)
@@ -123,6 +124,14 @@ def _in_place(order: Order, made: Partial) -> Written:
             os.fsync(file.handle)
     _beside(order.target, made.folder, sum(size_of(*info) for file in files for info in file.layout.values()))
     return written
+
+
+def _by_turns(items: Sequence[Item], homes: Mapping[str, _File]) -> list[Item]:
+    """The items so that neighbours lie in different files: writers of one file wait for each other in the system."""
+    files: dict[int, list[Item]] = {}
+    for item in items:
+        files.setdefault(homes[item.name].handle, []).append(item)
+    return [item for turn in itertools.zip_longest(*files.values()) for item in turn if item is not None]
 
 
 def _opened(order: Order, shard: Shard, made: Partial, stack: ExitStack) -> _File:

@@ -77,29 +77,30 @@ def _bfloat16(w, delta, out, lost, place, rounding):
 
     `place` is that of the first entry in the array, `rounding` what stochastic rounding needs.
     """
-    kept = bad = 0
+    kept = bad = U32(0)
     for j in range(w.size):
         old = _from_bfloat16(w[j])
         total = F32(old + delta[j])
         out[j] = _to_bfloat16(total)
         new = _from_bfloat16(out[j])
         lost[j] = F32(new - old) - delta[j]
-        kept += (new == old) & (delta[j] != F32(0))
-        bad += (U32(F32(total).view(U32) & MAGNITUDE) >= INFINITY) | (U32(F32(new).view(U32) & MAGNITUDE) >= INFINITY)
+        kept = U32(kept + U32((new == old) & (delta[j] != F32(0))))
+        wild = (U32(F32(total).view(U32) & MAGNITUDE) >= INFINITY) | (U32(F32(new).view(U32) & MAGNITUDE) >= INFINITY)
+        bad = U32(bad + U32(wild))
     return kept, bad
 
 
 @runtime.jit(inline=True)
 def _float16(w, delta, out, lost, place, rounding):
     """The same for float16."""
-    kept = bad = 0
+    kept = bad = U32(0)
     for j in range(w.size):
         old = _from_float16(w[j])
         out[j] = _to_float16(F32(old + delta[j]))
         new = _from_float16(out[j])
         lost[j] = F32(new - old) - delta[j]
-        kept += (new == old) & (delta[j] != F32(0))
-        bad += (U32(out[j] & HALF_INFINITY) == HALF_INFINITY) | (U32(w[j] & HALF_INFINITY) == HALF_INFINITY)
+        kept = U32(kept + U32((new == old) & (delta[j] != F32(0))))
+        bad = U32(bad + U32((U32(out[j] & HALF_INFINITY) == HALF_INFINITY) | (U32(w[j] & HALF_INFINITY) == HALF_INFINITY)))
     return kept, bad
 
 
@@ -155,9 +156,9 @@ def _float32_by_chance(w, delta, out, lost, place, rounding):
 @runtime.jit(reassociate=True, inline=True)
 def _measure(delta, lost, unit):
     """Entries of delta that are not zero, and the sums of the squares of delta and lost, both times unit."""
-    moved, one, two = 0, delta.dtype.type(0), delta.dtype.type(0)
+    moved, one, two = U32(0), delta.dtype.type(0), delta.dtype.type(0)
     for j in range(delta.size):
-        moved += delta[j] != 0
+        moved = U32(moved + U32(delta[j] != 0))
         a, b = delta[j] * unit, lost[j] * unit
         one += a * a
         two += b * b
