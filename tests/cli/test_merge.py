@@ -83,6 +83,18 @@ def test_stochastic_rounding_by_seed(run, place):
         assert run("merge", "base.safetensors", "two.h5:3", "-o", f"{name}.safetensors", "--stochastic-rounding", *more).exit_code == 0
     one, two, three = ((place / f"{name}.safetensors").read_bytes() for name in "abc")
     assert one == two != three
+    got = run("merge", "base.safetensors", "two.h5:3", "-o", "d.safetensors", "--stochastic-rounding")
+    assert got.stdout.splitlines()[1].split()[-1] == "noise"
+    assert "of its norm is added, which is 0 on average." in got.stdout
+    assert "as before" not in got.stderr
+
+
+def test_notes_tell_of_which_file_they_are_and_come_once(run, place):
+    for more in (["--dry-run"], []):
+        got = run("merge", "base.safetensors", "one.h5", "two.h5", "-o", "out.safetensors", *more)
+        lines = got.stderr.splitlines()
+        assert [line.split(":")[0] for line in lines[:3]] == ["- one.h5", "- the base's weights are taken output first", "- two.h5"]
+        assert len(lines) == len(set(lines))
 
 
 def test_twice_is_refused_and_again_allowed(run, place):
