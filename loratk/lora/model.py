@@ -323,9 +323,9 @@ class LoraModel(Module):
             allowed = {}
             vars(self)["_allowed"] = now, allowed  # not set as an attribute, which would change the version
         chosen = selection(adapter)
-        if not allowed.keys() >= chosen.names():
-            self._check(*chosen.names())
-            allowed.update(dict.fromkeys(chosen.names()))
+        if not allowed.keys() >= chosen.names:
+            self._check(*chosen.names)
+            allowed.update(dict.fromkeys(chosen.names))
         return chosen
 
     def _check(self, *names: str) -> None:

@@ -34,6 +34,16 @@ class Owner:
     """What a model and its layers have in common, so that a choice made for one model is not taken for another's."""
 
 
+class Groups:
+    """Different groups of adapters with weights, all names among them, and a key."""
+
+    __slots__ = ("key", "names", "weights")
+
+    def __init__(self, weights: Sequence[Mapping[str, float]], key: Hashable = None) -> None:
+        self.weights, self.names = tuple(weights), frozenset(name for group in weights for name in group)
+        self.key = tuple(tuple(group.items()) for group in self.weights) if key is None else key
+
+
 class Selection:
     """A choice in its final form: different groups of adapters with weights, and the group of each row, or None for all rows one group.
 
@@ -41,18 +51,12 @@ class Selection:
     layer knows the same of batches of one `mix`, whichever row has which adapters.
     """
 
-    __slots__ = ("bare", "flattened", "groups", "index", "key", "mix")
+    __slots__ = ("bare", "flattened", "groups", "index", "key", "mix", "names")
 
-    def __init__(
-        self, groups: Sequence[Mapping[str, float]], index: np.ndarray | None = None, *, bare: bool = False, flattened: bool = False
-    ) -> None:
-        self.groups, self.index, self.bare, self.flattened = tuple(groups), index, bare, flattened
-        self.mix: Hashable = (bare, *(tuple(group.items()) for group in self.groups))
+    def __init__(self, groups: "Groups", index: np.ndarray | None = None, *, bare: bool = False, flattened: bool = False) -> None:
+        self.groups, self.index, self.bare, self.flattened = groups.weights, index, bare, flattened
+        self.names, self.mix = groups.names, (bare, groups.key)
         self.key: Hashable = MIXED if index is not None else self.mix
-
-    def names(self) -> set[str]:
-        """The adapters it names."""
-        return {name for group in self.groups for name in group}
 
     def rows(self, shape: Sequence[int], where: str) -> np.ndarray:
         """The group of each row of an input or output of that shape. Raises ShapeError, which names the layer."""
@@ -77,7 +81,7 @@ def selection(adapter: Any) -> Selection:
     if isinstance(adapter, str):
         return _named(adapter)
     if isinstance(adapter, Mapping):
-        return Selection([as_weights(adapter)])
+        return Selection(Groups([as_weights(adapter)]))
     if isinstance(adapter, np.ndarray):
         adapter = adapter.tolist()
     if not isinstance(adapter, (PerRow, list, tuple)):
@@ -86,16 +90,29 @@ def selection(adapter: Any) -> Selection:
             f"found {adapter!r}."
         )
     given = adapter if isinstance(adapter, PerRow) else PerRow(adapter)
+    found: Sequence[Any] = given.choices
     try:
-        keys: Any = {each: ((each, 1.0),) if isinstance(each, str) else _key(each, given) for each in set(given.choices)}
-        found = [keys[each] for each in given.choices]
+        different = set(found)
+        plain = all(choice is None or isinstance(choice, str) for choice in different)
     except TypeError:  # dicts among them
-        found = [_key(each, given) for each in given.choices]
-    groups = sorted({key for key in found if key})
-    places = {key: at for at, key in enumerate(groups)} | {(): -1}
+        plain = False
+    if plain:  # the rule, so it is quick
+        ordered: tuple[Any, ...] = tuple(sorted(different - {None}))
+        groups, none = _singles(ordered), None
+    else:
+        found, none = [_key(each, given) for each in found], ()
+        ordered = tuple(sorted({key for key in found if key}))
+        groups = Groups([dict(key) for key in ordered])
+    places = {**dict(zip(ordered, range(len(ordered)), strict=True)), none: -1}
     index = np.fromiter(map(places.__getitem__, found), np.int64, len(found))
     index.flags.writeable = False
-    return Selection([dict(key) for key in groups], index, bare=() in found, flattened=given.flattened)
+    return Selection(groups, index, bare=none in found, flattened=given.flattened)
+
+
+@lru_cache(1024)
+def _singles(names: tuple[str, ...]) -> Groups:
+    """Adapters one by one."""
+    return Groups([{name: 1.0} for name in names], names)
 
 
 def _key(choice: Choice, given: PerRow) -> tuple[tuple[str, float], ...]:
@@ -111,10 +128,10 @@ def _key(choice: Choice, given: PerRow) -> tuple[tuple[str, float], ...]:
 
 @lru_cache(4096)
 def _named(name: str) -> Selection:
-    return Selection([{name: 1.0}])
+    return Selection(Groups([{name: 1.0}]))
 
 
-NOTHING = Selection([{}])
+NOTHING = Selection(Groups([{}]))
 
 
 class using:
