@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import ConfigError, choices, faults
+from ..errors import ConfigError, faults
 from ..exchange.state import AdapterState
-from ..lora.targets import matches, pattern_faults
+from ..lora.targets import deciding, few, pattern_faults
 from .certificate import Certificate
 from .ranks import Rule
 
@@ -36,13 +36,7 @@ def rules_for(modules: Sequence[str], default: Rule | None, patterns: Mapping[st
     """
     found = [fault for pattern in patterns for fault in pattern_faults("patterns", pattern)]
     if not found:
-        by = {module: next((pattern for pattern in patterns if matches(pattern, module)), None) for module in modules}
-        for pattern in patterns:
-            if not any(matches(pattern, module) for module in modules):
-                found.append(f"{pattern!r} matches no module")
-            elif pattern not in by.values():
-                found.append(f"{pattern!r} decides about no module: patterns before it match all of its modules")
+        by, found = deciding(patterns, modules)
     if found:
-        few = choices(modules) if len(modules) <= 12 else f"{choices(modules[:5])} and {len(modules) - 5} more"
-        raise ConfigError(faults(f"These patterns do not fit the modules ({few}):", found))
+        raise ConfigError(faults(f"These patterns do not fit the modules ({few(modules)}):", found))
     return {module: default if (chosen := by[module]) is None else patterns[chosen] for module in modules}

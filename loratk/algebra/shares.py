@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..errors import ConfigError, choices, faults
-from ..lora.targets import matches, pattern_faults
+from ..errors import ConfigError, faults
+from ..lora.targets import deciding, few, pattern_faults
 
 Layers = Mapping[str, float | Sequence[float]]
 
@@ -28,15 +28,9 @@ def shares(weights: Sequence[float], layers: Layers, modules: Sequence[str]) -> 
         if len(each) != count or not all(map(_is_number, each)):
             found.append(f"{pattern!r} needs one finite number, or one for each of {count} adapters, found {given!r}")
     if not found:
-        by = {module: next((pattern for pattern in factors if matches(pattern, module)), None) for module in modules}
-        for pattern in factors:
-            if not any(matches(pattern, module) for module in modules):
-                found.append(f"{pattern!r} matches no module")
-            elif pattern not in by.values():
-                found.append(f"{pattern!r} decides about no module: patterns before it match all of its modules")
+        by, found = deciding(factors, modules)
     if found:
-        few = choices(modules) if len(modules) <= 12 else f"{choices(modules[:5])} and {len(modules) - 5} more"
-        raise ConfigError(faults(f"These weights do not fit the adapters' modules ({few}):", found))
+        raise ConfigError(faults(f"These weights do not fit the adapters' modules ({few(modules)}):", found))
     return {
         module: [weight * factor for weight, factor in zip(weights, [1.0] * count if pattern is None else factors[pattern], strict=True)]
         for module, pattern in by.items()

@@ -1,7 +1,6 @@
 """`loratk combine`."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,13 @@ import click
 
 from .context import pairs, registry
 from .show import clean, table, track
+from .weighted import weighted
 
 if TYPE_CHECKING:
     from ..algebra.combining import Combined
     from ..algebra.sources import Source
 
 FILE = click.Path(path_type=Path)
-SPEC = re.compile(r"(?P<path>.+?)(?:#(?P<name>[^#:]+))?(?::(?P<weight>[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?))?", re.DOTALL)
 
 
 @click.command("combine", short_help="Make one adapter of several.")
@@ -70,7 +69,7 @@ def command(adapters: tuple[str, ...], **given: Any) -> None:
     if output is not None:
         refuse_existing(output, given["force"])
     with opened_base(given["base"], plugins.stores, given["base_order"]) as base:
-        sources, weights, writing, notes = _load([_spec(text) for text in adapters], output, base, given, plugins)
+        sources, weights, writing, notes = _load([weighted(text) for text in adapters], output, base, given, plugins)
         cut = {key: given[key] for key in ("rank", "ratio", "energy", "error", "dense", "seed", "name", "any_base", "rule")}
         done = combine(
             [source.state for source in sources], weights, options=pairs("-O", given["rule_options"]),
@@ -86,18 +85,6 @@ def command(adapters: tuple[str, ...], **given: Any) -> None:
         _show(done)
     if output is not None and not given["dry_run"]:
         click.echo(f"Wrote {clean(done.state.name)} to {output}.", err=True)
-
-
-def _spec(text: str) -> tuple[Path, str | None, float]:
-    """The path, the adapter's name and the weight; a path that is there is taken as it is, whatever is in it."""
-    if Path(text).exists():
-        return Path(text), None, 1.0
-    found = SPEC.fullmatch(text)
-    try:
-        path, name, weight = (found["path"], found["name"], float(found["weight"] or 1)) if found else (text, None, 1.0)
-    except ValueError:
-        raise click.UsageError(f"{text!r} must be FILE, FILE:WEIGHT or FILE#NAME:WEIGHT, and its weight is no number.") from None
-    return Path(path), name, weight
 
 
 def _layers(texts: Sequence[str]) -> dict[str, float | list[float]]:

@@ -9,6 +9,7 @@ import click
 
 from .context import pairs, registry
 from .show import clean, counting, size, table
+from .weighted import weighted
 
 if TYPE_CHECKING:
     from ..convert import Merged
@@ -57,13 +58,15 @@ def command(base: Path, adapters: tuple[str, ...], out: Path, **given: Any) -> N
         raise click.UsageError("--seed is for --stochastic-rounding.")
     from ..convert import merge
 
-    paths, weights = zip(*map(split_weight, adapters), strict=True)
+    paths, named, weights = zip(*map(weighted, adapters), strict=True)
+    if any(named):
+        raise click.UsageError(f"An adapter of a file is chosen by --adapter NAME here, not by #NAME, found {next(filter(None, named))!r}.")
     residual = out.with_name(out.name + KEPT) if given["residual"] == "yes" else given["residual"]
     alike = ("format", "to", "select", "allow_missing", "dtype", "again", "new_ledger", "stochastic", "dry_run", "force")
     shared = {key: given[key] for key in alike}
     with counting("merging") as progress:
         done = merge(
-            base, paths, out, weights=weights, names=list(given["names"]) or None, rename=pairs("--rename", given["rename"]),
+            base, list(paths), out, weights=weights, names=list(given["names"]) or None, rename=pairs("--rename", given["rename"]),
             options=pairs("--option", given["options"]), order=given["base_order"], check_base=not given["any_base"],
             seed=given["seed"] or 0, residual=residual, resume=not given["no_resume"], registry=registry(), progress=progress, **shared,
         )  # fmt: skip
@@ -77,17 +80,6 @@ def command(base: Path, adapters: tuple[str, ...], out: Path, **given: Any) -> N
         kept = f", and {done.residual} ({size(done.residual_size)}) to undo it" if done.residual else ""
         click.echo(f"Wrote {base} with {clean(_adapters(done))} merged to {out}{kept}.", err=True)
     click.get_current_context().exit(1 if done.faults else 0)
-
-
-def split_weight(text: str) -> tuple[str, float]:
-    """PATH:WEIGHT as a path and a number; a path without one, or that is there as it stands, has the weight 1."""
-    path, colon, weight = text.rpartition(":")
-    if not colon or not path or Path(text).exists():
-        return text, 1.0
-    try:
-        return path, float(weight)
-    except ValueError:
-        return text, 1.0
 
 
 def to_json(done: "Merged") -> dict[str, Any]:

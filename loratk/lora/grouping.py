@@ -10,7 +10,8 @@ from ..autograd import Tensor, ops
 from .adapter import LoraAdapter
 
 if TYPE_CHECKING:
-    from .layer import LayerAdapter, LoraLayer
+    from .layer import LoraLayer
+    from .layer_adapter import LayerAdapter
 
 Group = list[tuple["LayerAdapter", float]]
 """The adapters of a row in one layer, with their weights."""
@@ -71,7 +72,7 @@ def block_factors(
         a = b = stretch = None
         scaling, lasting = 0.0, True
         if part is not None:
-            a, b, stretch, scaling, lasting = GROUPED[part.method.name](part, weight, partial(layer._weight_handle, block))
+            a, b, stretch, scaling, lasting = GROUPED[part.method.name](part, weight, partial(layer.weight_handle, block))
         if shift is not None and (weight != 1.0 or columns is not None):
             lasting = lasting and shift.frozen
             shift = shift * weight if columns is None else (shift * weight)[columns]  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from .adapter import LoraAdapter
 from .fitting import ModelBase
 
 if TYPE_CHECKING:
-    from .layer import LayerAdapter
+    from .layer_adapter import LayerAdapter
     from .model import LoraModel
 
 

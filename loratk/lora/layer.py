@@ -1,7 +1,6 @@
 """A module of the base model with adapters around it."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,46 +14,13 @@ from ..nn.chain import Link
 from ..plugins import Registry
 from .adapter import LoraAdapter
 from .config import LoraConfig
+from .layer_adapter import LayerAdapter, check_adapter_name
+from .layer_arrays import layer_arrays
 from .layer_types import LayerType
 from .mixed import forward_rows
 from .selection import Owner, chosen
+from .weight_forms import WeightForms, block_matrix, without_first
 from .weights import Active, as_weights
-
-ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-MOST_MOVED = 4  # weights less what inits take off, each as large as the weight, that a layer keeps
-
-
-class LayerAdapter(Module):
-    """What one adapter holds for one layer: a LoraAdapter per adapted column block, and the change of the bias if that trains.
-
-    `bias` (k,) is what is added to the base's bias, zero at first: the base itself stays as it is.
-    """
-
-    def __init__(self, blocks: Mapping[str, LoraAdapter], bias: Parameter | None) -> None:
-        for name, adapter in blocks.items():
-            setattr(self, name or "matrix", adapter)
-        self.bias = bias
-
-    def blocks(self) -> dict[str, LoraAdapter]:
-        """The adapters by block; '' is the only block of a layer that has one."""
-        return {"" if name == "matrix" else name: child for name, child in self.children() if isinstance(child, LoraAdapter)}
-
-    def block(self, name: str) -> LoraAdapter | None:
-        """The adapter of one block, or None."""
-        found = vars(self).get(name or "matrix")
-        return found if isinstance(found, LoraAdapter) else None
-
-    def tensors(self) -> dict[str, Parameter]:
-        """All parameters, by name relative to the layer: `lora_A`, `q.lora_A`, `bias`."""
-        found = {".".join(p for p in (block, key) if p): value for block, a in self.blocks().items() for key, value in a.tensors().items()}
-        return found if self.bias is None else {**found, "bias": self.bias}
-
-    def faults(self, values: Mapping[str, np.ndarray]) -> Iterator[str]:
-        """What is wrong with values for all parameters, by the names of `tensors`, whose shapes and dtypes fit."""
-        for block, adapter in self.blocks().items():
-            where = f"{block}." if block else ""
-            for fault in adapter.faults({key: values[where + key] for key in adapter.own()}):
-                yield f"{block}: {fault}" if block else fault
 
 
 class LoraLayer(Module):
@@ -77,13 +43,12 @@ class LoraLayer(Module):
         self.enabled = True
         self.merged: dict[str, float] | None = None
         self._originals: list[tuple[Parameter, Any, Backend]] = []
-        self._handles: dict[str, tuple[Any, Any]] = {}
-        self._moved: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
+        self._forms = WeightForms()
         self.owner(Owner())
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles take: all but what is kept to be quick."""
-        return {name: value for name, value in vars(self).items() if name != "_mixtures"} | {"_handles": {}, "_moved": {}}
+        return {name: value for name, value in vars(self).items() if name != "_mixtures"}
 
     def owner(self, owner: Owner) -> None:
         """Say for whom calls choose adapters that this layer then acts by."""
@@ -224,7 +189,7 @@ class LoraLayer(Module):
             return None
         if adapter.training and vars(adapter)["lora_A"].frozen:  # a chain keeps the inputs of its layers, which nobody needs then
             return None
-        w = link.weight if adapter.first() is None else self._own_matrix([(layer_adapter, weight)])
+        w = link.weight if adapter.first() is None else self._forms.own(self.layer_type, self.base, [(layer_adapter, weight)])
         return Link(w, link.bias, vars(adapter)["lora_A"], vars(adapter)["lora_B"], adapter.scaling * weight)
 
     def _fused(self, x: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor | None:
@@ -238,15 +203,16 @@ class LoraLayer(Module):
             return None
         if adapter.training and (adapter.settings.rank_dropout or adapter.settings.module_dropout):
             return None
-        return fused(self.base, self._own_matrix(active), x, adapter, adapter.scaling * weight, adapter.mask(x), bias)
+        w = self._forms.own(self.layer_type, self.base, active)
+        return fused(self.base, w, x, adapter, adapter.scaling * weight, adapter.mask(x), bias)
 
     def _generic(self, x: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor:
         layer_type, base = self.layer_type, self.base
         assert layer_type is not None
-        own = self._own_matrix(active)
+        own = self._forms.own(layer_type, base, active)
         product = layer_type.apply(base, x, own)
         if layer_type.weight(base).requires_grad:
-            product = self._without_first(x, product, active)
+            product = without_first(layer_type, base, x, product, active)
         ranges = layer_type.blocks(base)
         pieces = []
         for block, (start, stop) in ranges.items():
@@ -260,66 +226,18 @@ class LoraLayer(Module):
                         piece,
                         partial(layer_type.apply, base),
                         lambda x, cut=cut: cut(layer_type.apply(base, x, own)),  # type: ignore[misc]
-                        partial(self._weight_handle, block),
+                        partial(self.weight_handle, block),
                         None if bias is None else cut(bias),
-                        partial(self._matrix, block),
+                        partial(block_matrix, layer_type, base, block),
                     )
                     total = total + (update if weight == 1.0 else update * weight)
             pieces.append(total)
         return pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
 
-    def _own_matrix(self, active: Sequence[tuple[LayerAdapter, float]]) -> Any:
-        """The base's weight as `LayerType.apply` takes it, less what the inits of the active adapters take off it, if it is frozen."""
-        layer_type, base = self.layer_type, self.base
-        assert layer_type is not None
-        weight = layer_type.weight(base)
-        moved = [(block, part, w) for adapter, w in active for block, part in adapter.blocks().items() if part.first() is not None]
-        if not moved or weight.requires_grad:
-            return layer_type.own_matrix(base)
-        parts = [(vars(part), part.scaling * w) for _, part, w in moved]
-        key = (weight.data, *(x for held, factor in parts for x in (held["initial_A"].data, held["initial_B"].data, factor)))
-        place = tuple(x if isinstance(x, float) else id(x) for x in key)
-        found = self._moved.get(place)
-        if found is None or not _alike(found[0], key):
-            matrix, ranges = np.array(layer_type.read(base)), layer_type.blocks(base)
-            for block, part, w in moved:
-                start, stop = ranges[block]
-                matrix[:, start:stop] -= matrix.dtype.type(w) * part.offset()
-            found = key, layer_type.hold(base, matrix)
-            self._moved = dict(list(self._moved.items())[1 - MOST_MOVED :]) | {place: found}  # a new dict: other threads may be reading
-        return found[1]
-
-    def _without_first(self, x: Tensor, product: Tensor, active: Sequence[tuple[LayerAdapter, float]]) -> Tensor:
-        """A product with a weight that trains, less what the inits take off."""
-        assert self.layer_type is not None
-        ranges = self.layer_type.blocks(self.base)
-        pieces = [product[..., start:stop] for start, stop in ranges.values()] if len(ranges) > 1 else [product]
-        for layer_adapter, weight in active:
-            for place, block in enumerate(ranges):
-                part = layer_adapter.block(block)
-                if part is not None and (first := part.first()) is not None:
-                    pieces[place] = pieces[place] - self.layer_type.apply(self.base, x, first[0]) @ (first[1] * (part.scaling * weight))
-        return pieces[0] if len(pieces) == 1 else ops.concat(pieces, axis=-1)
-
-    def _matrix(self, block: str) -> Tensor:
-        """The weight's columns of a block as a tensor (d, k)."""
-        assert self.layer_type is not None
-        weight, (start, stop) = self.layer_type.weight(self.base), self.layer_type.blocks(self.base)[block]
-        matrix = weight.reshape(*self.layer_type.shape(self.base)) if weight.requires_grad or weight.ndim != 2 else weight
-        return matrix if (start, stop) == (0, matrix.shape[1]) else matrix[:, start:stop]
-
-    def _weight_handle(self, block: str) -> Any:
+    def weight_handle(self, block: str) -> Any:
         """A handle of the weight's columns of a block, for the kernels; kept while the weight stays the same."""
         assert self.layer_type is not None
-        weight, ranges = self.layer_type.weight(self.base), self.layer_type.blocks(self.base)
-        if weight.frozen and len(ranges) == 1:
-            return weight.handle()
-        data, handle = self._handles.get(block, (None, None))
-        if data is not weight.data or not weight.frozen:
-            K, (start, stop) = weight.backend, ranges[block]
-            handle = K.freeze_weight(K.asarray(np.ascontiguousarray(self.layer_type.read(self.base)[:, start:stop])))
-            self._handles[block] = weight.data, handle
-        return handle
+        return self._forms.handle(self.layer_type, self.base, block)
 
     def _with_bias(self, y: Tensor, bias: Parameter | None, active: list[tuple[LayerAdapter, float]]) -> Tensor:
         if bias is not None:
@@ -336,32 +254,7 @@ class LoraLayer(Module):
 
         Keys `weight` and `bias`, a bias only where there is one. Takes the active adapters if none are named.
         """
-        weights = self.active if active is None else as_weights(active)
-        bias, found = self.base_bias(), {}
-        chosen = [(self.adapter(name), weight) for name, weight in weights.items()]
-        if self.layer_type is not None:
-            matrix, ranges = self.layer_type.read(self.base), self.layer_type.blocks(self.base)
-            out = np.array(matrix)
-            for adapter, weight in chosen:
-                for block, part in adapter.blocks().items():
-                    start, stop = ranges[block]
-                    out[:, start:stop] += out.dtype.type(weight) * part.delta(np.ascontiguousarray(matrix[:, start:stop]))
-            found["weight"] = out.reshape(self.layer_type.weight(self.base).shape)
-        if bias is not None:
-            changes = [weight * adapter.bias.numpy() for adapter, weight in chosen if adapter.bias is not None]
-            changes += [weight * change for adapter, weight in chosen for change in self._bias_changes(adapter, bias.numpy())]
-            found["bias"] = sum(changes, np.array(bias.numpy())).astype(bias.dtype)
-        return found
-
-    def _bias_changes(self, adapter: LayerAdapter, bias: np.ndarray) -> Iterator[np.ndarray]:
-        """What the methods of an adapter's blocks add to the base's bias (k,)."""
-        for block, part in adapter.blocks().items():
-            assert self.layer_type is not None
-            start, stop = self.layer_type.blocks(self.base)[block]
-            if (change := part.bias_delta(bias[start:stop])) is not None:
-                whole = np.zeros_like(bias)
-                whole[start:stop] = change
-                yield whole
+        return layer_arrays(self, self.active if active is None else as_weights(active))
 
     def targets(self) -> dict[str, Parameter]:
         """The base's parameters that merging changes, under the keys of `merged_arrays`."""
@@ -415,17 +308,6 @@ class LoraLayer(Module):
         """Active and merged adapters, for the repr."""
         state = f"active={self.active}" if self.merged is None else f"merged={self.merged}"
         return state if self.enabled else state + ", enabled=False"
-
-
-def check_adapter_name(name: str) -> None:
-    """Raise ConfigError unless the name can stand in dotted names and in files."""
-    if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
-        raise ConfigError(f"An adapter's name is made of letters, digits, '-' and '_' and starts with a letter or digit, found {name!r}.")
-
-
-def _alike(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
-    """Whether two tuples hold the same arrays and equal numbers."""
-    return len(one) == len(two) and all(a == b if isinstance(a, float) else a is b for a, b in zip(one, two, strict=True))
 
 
 def _columns(x: Tensor, start: int, stop: int) -> Tensor:

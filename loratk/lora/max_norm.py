@@ -32,7 +32,7 @@ class MaxNorm(Controller):
             cap, norm = part.settings.max_norm, update_norm(part)
             assert cap is not None
             if norm > cap and np.isfinite(norm):
-                names = [key for key in part.method.scales if vars(part)[key].requires_grad]
+                names = [key for key in part.method.scales if key in vars(part) and vars(part)[key].requires_grad]
                 for key in names:
                     parameter = vars(part)[key]
                     put(parameter, parameter.numpy() * parameter.dtype.type((cap / norm) ** (1 / len(names))))

@@ -10,7 +10,7 @@ from .layer import LoraLayer
 
 if TYPE_CHECKING:
     from .methods import Method
-    from .model import LoraModel
+    from .named import NamedAdapters
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Part:
         return self.layer.layer_type is not None and self.layer.layer_type.linear
 
 
-def parts_of(model: "LoraModel", adapter: str) -> list[Part]:
+def parts_of(model: "NamedAdapters", adapter: str) -> list[Part]:
     """All pieces of an adapter, in the order of the model's layers."""
     return [
         Part(".".join(piece for piece in (name, block) if piece), name, block, layer, held)
@@ -47,7 +47,7 @@ def single(parts: Iterable[Part]) -> list[Part]:
     return list(found.values())
 
 
-def trained_by(model: "LoraModel", adapter: str, method: "Method") -> dict[str, LoraAdapter]:
+def trained_by(model: "NamedAdapters", adapter: str, method: "Method") -> dict[str, LoraAdapter]:
     """The pieces of an adapter that have a method, by name; one that layers share once."""
     return {part.name: part.adapter for part in single(parts_of(model, adapter)) if part.adapter.method is method}
 

@@ -8,10 +8,10 @@ from .parts import Part, parts_of
 from .targets import matches
 
 if TYPE_CHECKING:
-    from .model import LoraModel
+    from .named import NamedAdapters
 
 
-def tie(model: "LoraModel", adapter: str, config: LoraConfig) -> None:
+def tie(model: "NamedAdapters", adapter: str, config: LoraConfig) -> None:
     """Put one adapter in the place of several, where a config's `share` says so; none, and a ConfigError of every fault, if it cannot."""
     if not config.share:
         return

@@ -15,7 +15,7 @@ from .targets import Candidate, find_candidates, select
 from .tree import modules
 
 if TYPE_CHECKING:
-    from .model import LoraModel
+    from .named import NamedAdapters
 
 Chosen = list[tuple[Candidate, list[str]]]
 
@@ -48,7 +48,7 @@ class _Asked:
 
 
 def prepare(
-    model: "LoraModel", config: LoraConfig, chosen: Chosen, data: Any, loss: Any
+    model: "NamedAdapters", config: LoraConfig, chosen: Chosen, data: Any, loss: Any
 ) -> tuple[LoraConfig, Chosen, Mapping[str, Mapping[str, Any]]]:
     """What the inits of a config need, from one pass over `data`: the config with the ranks they found, its modules, and the evidence.
 
@@ -78,7 +78,7 @@ def prepare(
     return config, chosen, evidence
 
 
-def _asked(model: "LoraModel", config: LoraConfig, chosen: Chosen) -> Iterator[_Asked]:
+def _asked(model: "NamedAdapters", config: LoraConfig, chosen: Chosen) -> Iterator[_Asked]:
     for candidate, blocks in chosen:
         for block in blocks:
             settings = config.layer(candidate.block_name(block), candidate.name, linear=candidate.layer_type.linear)
@@ -105,7 +105,7 @@ def _check(asked: Sequence[_Asked], needs: set[str | None], data: Any, loss: Any
 
 
 def _shared_out(
-    model: "LoraModel", config: LoraConfig, chosen: Chosen, asked: Sequence[_Asked], evidence: dict[str, dict[str, Any]]
+    model: "NamedAdapters", config: LoraConfig, chosen: Chosen, asked: Sequence[_Asked], evidence: dict[str, dict[str, Any]]
 ) -> tuple[LoraConfig, Chosen]:
     """The config with the ranks that inits find better, and the modules that are left."""
     ranks: dict[str, int] = {}
@@ -131,7 +131,7 @@ def _shared_out(
     return config, select(modules(model.base), config, model.registry)
 
 
-def all_names(model: "LoraModel") -> set[str]:
+def all_names(model: "NamedAdapters") -> set[str]:
     """The paths of all modules and column blocks that could have an adapter."""
     candidates = find_candidates(modules(model.base), model.registry)
     return {candidate.name for candidate in candidates} | {c.block_name(block) for c in candidates for block in c.blocks}

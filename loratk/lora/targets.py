@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, faults
+from ..errors import ConfigError, choices, faults
 from ..nn import Module
 
 if TYPE_CHECKING:
@@ -48,6 +48,24 @@ def pattern_faults(field: str, pattern: Any) -> Iterator[str]:
             re.compile(pattern[3:])
         except re.error as error:
             yield f"{field} holds {pattern!r}, which is no regular expression: {error}"
+
+
+def deciding(patterns: Iterable[str], modules: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """By module the first pattern that matches it, or None; and what is wrong: each pattern that decides about no module."""
+    patterns = list(patterns)
+    by = {module: next((pattern for pattern in patterns if matches(pattern, module)), None) for module in modules}
+    found = []
+    for pattern in patterns:
+        if not any(matches(pattern, module) for module in modules):
+            found.append(f"{pattern!r} matches no module")
+        elif pattern not in by.values():
+            found.append(f"{pattern!r} decides about no module: patterns before it match all of its modules")
+    return by, found
+
+
+def few(modules: Sequence[str]) -> str:
+    """The names of modules for a message: all of a dozen, else some."""
+    return choices(modules) if len(modules) <= 12 else f"{choices(modules[:5])} and {len(modules) - 5} more"
 
 
 @dataclass(frozen=True)
@@ -87,15 +105,15 @@ def find_candidates(modules: Iterable[tuple[str, Module]], registry: "Registry")
 
 def explain(candidates: Sequence[Candidate], config: "LoraConfig") -> list[Choice]:
     """For each block whether it gets an adapter, and which pattern said so: `select` without changing or refusing anything."""
-    choices = []
+    lines = []
     for candidate in candidates:
         d, _ = candidate.layer_type.shape(candidate.module)
         for block, (start, stop) in candidate.blocks.items():
             hit, out = (_first(patterns, candidate, block) for patterns in (config.targets, config.exclude))
             by = f"exclude {out!r}" if hit and out else f"targets {hit!r}" if hit else "no pattern"
             name = candidate.block_name(block)
-            choices.append(Choice(name, candidate.layer_type.name, (d, stop - start), bool(hit and not out), by))
-    return choices
+            lines.append(Choice(name, candidate.layer_type.name, (d, stop - start), bool(hit and not out), by))
+    return lines
 
 
 def _first(patterns: Iterable[str], candidate: Candidate, block: str) -> str | None:

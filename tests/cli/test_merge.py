@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loratk.cli.merge import split_weight
 from loratk.exchange import AdapterState, save_adapter
 from loratk.io import open_safetensors, write_safetensors
 
@@ -127,8 +126,9 @@ def test_other_options(run, place):
         (["base.safetensors", "one.h5"], 2, "Missing option '-o'"),
         (["base.safetensors", "one.h5", "-o", "out.safetensors", "--seed", "1"], 2, "--seed is for --stochastic-rounding"),
         (["base.safetensors", "one.h5", "-o", "out.xyz"], 1, "no store has its suffix '.xyz'"),
-        (["base.safetensors", "one.h5:x", "-o", "out.safetensors"], 1, "cannot read 'one.h5:x'"),
-        (["base.safetensors", "one.h5:nan", "-o", "out.safetensors"], 1, "a weight must be a finite number, found nan"),
+        (["base.safetensors", "one.h5:x", "-o", "out.safetensors"], 2, "'one.h5:x' must be a finite number, found 'x'"),
+        (["base.safetensors", "one.h5:nan", "-o", "out.safetensors"], 2, "'one.h5:nan' must be a finite number, found 'nan'"),
+        (["base.safetensors", "one.h5#a", "-o", "out.safetensors"], 2, "by --adapter NAME here, not by #NAME, found 'a'"),
         (["ghost.safetensors", "one.h5", "-o", "out.safetensors"], 1, "cannot read 'ghost.safetensors'"),
         (["base.safetensors", "one.h5", "-o", "out.npz", "--dtype", "bfloat16"], 1, "only safetensors has bfloat16"),
         (["base.safetensors", "one.h5", "-o", "out.safetensors", "--adapter", "x"], 1, "there is no adapter named 'x'; there are 'one'"),
@@ -148,27 +148,6 @@ def test_what_cannot_be_done_says_why(run, place, arguments, code, want):
     assert got.exit_code == code
     assert want in " ".join(got.stderr.split())
     assert sorted(path.name for path in place.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("a.h5", ("a.h5", 1.0)),
-        ("a.h5:0.5", ("a.h5", 0.5)),
-        ("C:\\a.h5", ("C:\\a.h5", 1.0)),
-        ("C:\\a.h5:-2e-1", ("C:\\a.h5", -0.2)),
-        ("dir:x/a", ("dir:x/a", 1.0)),
-        (":3", (":3", 1.0)),
-    ],
-)
-def test_the_weight_is_what_follows_the_last_colon(text, want):
-    assert split_weight(text) == want
-
-
-def test_a_path_that_is_there_has_no_weight(tmp_path):
-    path = tmp_path / "step:100"
-    path.touch()
-    assert split_weight(str(path)) == (str(path), 1.0)
 
 
 def test_progress_is_for_terminals(run, place, monkeypatch):

@@ -67,7 +67,7 @@ class Method:
     nested: ClassVar[bool] = False
     """Whether its first ranks alone are an adapter: then `update` follows `Call.rank`, and `LoraModel.use_rank` may choose one."""
     scales: ClassVar[tuple[str, ...]] = ()
-    """Parameters in each of which the update is linear: with each of these n times c^(1/n) it is times c. What `max_norm` needs."""
+    """Parameters in each of which, if it is there, the update is linear: all n times c^(1/n) make it c times as large, for `max_norm`."""
     scaled: ClassVar[bool] = True
     """Whether `scaling` means anything to it; where not, it is 1 whatever rank and alpha are."""
     ranked: ClassVar[bool] = True

@@ -20,6 +20,7 @@ class Loha(Method):
     """
 
     name, proportional = "loha", True
+    scales = ("loha_A1", "loha_B1", "loha_A2", "loha_B2")
 
     def initial(self, weight: np.ndarray, rank: int, rng: np.random.Generator, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """loha_A1, loha_A2 (d, r), loha_B1 (r, k) random, loha_B2 (r, k) zero."""

@@ -28,6 +28,7 @@ class Lokr(Method):
     """
 
     name, proportional, windowed = "lokr", True, True
+    scales = (*FIRST, *SECOND, *WHOLE)
     options: ClassVar[Mapping[str, Any]] = {"factor": -1, "decompose_both": False, "full_matrix": False, "split": None}
 
     def option_faults(self, options: Mapping[str, Any]) -> Iterator[str]:
