@@ -249,5 +249,6 @@ def merge_rows(w, left, right, *, kind, unit=1.0, key=None, first=0):
     loops = NEAREST if key is None else STOCHASTIC
     rounding = np.uint64(key or 0), np.uint64(first), *(table.get(kind, 0) for table in (DIGITS, LEAST, LARGEST, EDGE))
     rounding = (*rounding[:2], *map(np.int64, rounding[2:4]), *map(np.float64, rounding[4:]))
-    loops[kind](w, packed, right, rank, left.dtype.type(unit), out, counts, squares, columns(left.dtype), BLOCK, rounding)
+    with np.errstate(over="ignore", invalid="ignore"):  # as plain Python, bits run over on purpose, and numbers need not be finite
+        loops[kind](w, packed, right, rank, left.dtype.type(unit), out, counts, squares, columns(left.dtype), BLOCK, rounding)
     return out, Measures(*map(int, counts), *map(float, squares))
