@@ -1,6 +1,5 @@
 """`loratk extract`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import click
 
 from .context import pairs, registry
 from .rules import read_rules
-from .show import clean, table, track
+from .show import results, table, track
 
 if TYPE_CHECKING:
     from ..algebra.extraction import Extracted
@@ -64,14 +63,8 @@ def command(base: Path, tuned: Path, dst: Path | None, **given: Any) -> None:
         order=given["order"], options=pairs("-o", given["options"]), registry=registry(), track=track,
         **{key: given[key] for key in PLAIN},
     )  # fmt: skip
-    for note in done.notes:
-        click.echo(f"- {clean(note)}", err=True)
-    if given["as_json"]:
-        click.echo(json.dumps(done.to_json(), indent=2))
-    else:
-        _show(done)
-    if dst and not given["dry_run"]:
-        click.echo(f"Wrote {clean(done.state.name)} to {dst}.", err=True)
+    wrote = f"{done.state.name} to {dst}" if dst and not given["dry_run"] else None
+    results(done, done.notes, _show, as_json=given["as_json"], wrote=wrote)
 
 
 def _show(done: "Extracted") -> None:

@@ -1,6 +1,5 @@
 """`loratk resize`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import click
 
 from .context import pairs, registry
 from .rules import read_rules
-from .show import clean, table, track
+from .show import clean, results, table, track
 
 if TYPE_CHECKING:
     from ..algebra.resizing import Resized
@@ -59,14 +58,8 @@ def command(src: Path, dst: Path | None, **given: Any) -> None:
         registry=plugins, track=track,
         **{key: given[key] for key in ("rank", "ratio", "energy", "error", "grow", "to", "base", "force", "dry_run")},
     )  # fmt: skip
-    for note in done.notes:
-        click.echo(f"- {clean(note)}", err=True)
-    if given["as_json"]:
-        click.echo(json.dumps(done.to_json(), indent=2))
-    else:
-        _show(done)
-    if dst and not given["dry_run"]:
-        click.echo(f"Wrote {clean(', '.join(state.name for state in done.states))} to {dst}.", err=True)
+    wrote = f"{', '.join(state.name for state in done.states)} to {dst}" if dst and not given["dry_run"] else None
+    results(done, done.notes, _show, as_json=given["as_json"], wrote=wrote)
 
 
 def _show(done: "Resized") -> None:

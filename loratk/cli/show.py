@@ -1,5 +1,6 @@
 """How results are shown: tables drawn with rich on a terminal, and aligned with blanks anywhere else."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,18 @@ def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[
     console.print(drawn)
     if left_out:
         click.echo(f"Not shown for want of width: {', '.join(left_out)}.")
+
+
+def results(done: Any, notes: Iterable[str], show: Callable[[Any], None], *, as_json: bool, wrote: str | None) -> None:
+    """Notes to standard error, the result as JSON (its `to_json`) or as `show` prints it, and what was written and where, if it was."""
+    for note in notes:
+        click.echo(f"- {clean(note)}", err=True)
+    if as_json:
+        click.echo(json.dumps(done.to_json(), indent=2))
+    else:
+        show(done)
+    if wrote is not None:
+        click.echo(f"Wrote {clean(wrote)}.", err=True)
 
 
 def clean(text: str, limit: int | None = None) -> str:

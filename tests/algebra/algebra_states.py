@@ -40,3 +40,24 @@ def known(values, d=40, k=30, seed=3):
     u, v = (np.linalg.qr(rng.standard_normal((m, n)))[0] for m in (d, k))
     mix = rng.standard_normal((n, n)) + 3 * np.eye(n)
     return u * np.asarray(values) @ mix, np.linalg.solve(mix, v.T)
+
+
+class Base:
+    """A base in memory, input first."""
+
+    path, order = "memory", "input-first"
+
+    def __init__(self, **weights):
+        self.weights = weights
+
+    def modules(self):
+        return list(self.weights)
+
+    def shape(self, module):
+        return self.weights[module].shape
+
+    def weight(self, module):
+        return self.weights[module]
+
+    def bias(self, module):
+        return None

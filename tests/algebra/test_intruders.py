@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from algebra_states import module, state
+from algebra_states import Base, module, state
 
 from loratk.algebra.interference import compare
 from loratk.algebra.intruders import Pretrained
@@ -87,33 +87,12 @@ def test_weights_of_any_size(factor):
     assert Pretrained(np.zeros((4, 3))).intruders(svd((np.ones((4, 1)), np.ones((1, 3))))).count >= 0
 
 
-class Weights:
-    """A base in memory."""
-
-    path, order = "memory", "input-first"
-
-    def __init__(self, **weights):
-        self.weights = weights
-
-    def modules(self):
-        return list(self.weights)
-
-    def shape(self, module):
-        return self.weights[module].shape
-
-    def weight(self, module):
-        return self.weights[module]
-
-    def bias(self, module):
-        return None
-
-
 def test_the_report_has_them_and_names_what_it_could_not_look_at():
     w, v = weight(20, 15)
     planted = module(d=20, k=15, rank=1)
     planted[1]["lora_B"][:] = v.sum(axis=0) * 10
     states = [state({"m": planted, "e": module(experts=2), "wrong": module()}, "a"), state({"m": module(3, d=20, k=15)}, "b")]
-    report = compare(states, base=Weights(m=w, e=np.zeros((6, 4)), wrong=np.ones((9, 9))))
+    report = compare(states, base=Base(m=w, e=np.zeros((6, 4)), wrong=np.ones((9, 9))))
     a, b = report.adapters
     assert 1 in a.layers[0].intruders.positions
     assert a.intruders == a.layers[0].intruders.count
@@ -135,7 +114,7 @@ def test_methods_that_need_the_base():
     lora = module(rank=4, alpha=4.0)
     lora[1].update(lora_A=plain[0][:, :4] * plain[1], lora_B=plain[2])
     states = [state(dora, "a"), state({"m": lora}, "b")]
-    (found,) = compare(states, base=Weights(m=w)).pairs
+    (found,) = compare(states, base=Base(m=w)).pairs
     assert found.sum.cosine == pytest.approx(1)
     assert found.sum.norms == pytest.approx((np.linalg.norm(want),) * 2)
     (found,) = compare(states).pairs

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from algebra_states import beside, module, state
+from algebra_states import Base, beside, module, state
 
 from loratk import load_adapter
 from loratk.algebra.interference import compare
@@ -14,27 +14,6 @@ from loratk.exchange import plain_lora
 from loratk.plugins import default_registry
 
 PEFT = Path(__file__).parent.parent / "data/peft"
-
-
-class Base:
-    """A base in memory, input first."""
-
-    path, order = "memory", "input-first"
-
-    def __init__(self, **weights):
-        self.weights = weights
-
-    def modules(self):
-        return list(self.weights)
-
-    def shape(self, module):
-        return self.weights[module].shape
-
-    def weight(self, module):
-        return self.weights[module]
-
-    def bias(self, module):
-        return None
 
 
 def of(adapter, name, base=None, **options):
