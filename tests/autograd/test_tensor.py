@@ -141,7 +141,7 @@ def lora(x, mask=None):
         (lambda: ops.cross_entropy(F64, np.array([0, 3])), ["cross_entropy", "0 to 2", "found 3"]),
         (lambda: ops.cross_entropy(F64, np.array([-100, -100])), ["all 2 labels are ignored"]),
         (lambda: ops.gather_rows(tensor(np.ones(3)), np.array([0])), ["gather_rows", "(3,)"]),
-        (lambda: ops.sparse_matmul(F64, F64, np.array([0, 2]), 9), ["sparse_matmul", "(n, d)", "(2,), (2,) and (2,)"]),
+        (lambda: ops.sparse_matmul(F64, F64, np.array([0, 2]), 9), ["sparse_matmul", "(n, d)", "(2, 3), (2, 3) and (2,)"]),
         (lambda: ops.scatter(F64, np.array([0, 2]), 9), ["scatter", "of one length", "(2,)"]),
         (lambda: ops.gather_rows(F64, np.array([0, 2])), ["gather_rows", "0 to 1", "0 to 2"]),
         (lambda: ops.layer_norm(F64, np.ones(2), np.ones(2)), ["layer_norm", "(2, 3)", "(2,)"]),

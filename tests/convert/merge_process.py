@@ -50,7 +50,7 @@ def merge_measured(base, adapter, out):
     loratk.merge(*(Path(base).parent / name for name in ("small.safetensors", "small-adapter.safetensors", "small-out.safetensors")))
     before = peak()
     loratk.merge(base, adapter, out)
-    print(peak() - before)
+    print(peak() - before, flush=True)
 
 
 if __name__ == "__main__":
