@@ -94,3 +94,10 @@ def test_module_dropout_leaves_the_whole_adapter_out_of_some_passes():
     assert all(np.allclose(update, xa @ b, atol=1e-5) for update, is_out in zip(passes, out, strict=True) if not is_out)
     model.eval()
     assert np.allclose(model(x).numpy() - base, xa @ b, atol=1e-5)
+
+
+def test_another_method_starts_from_its_own_options_and_init():
+    config = LoraConfig(rank=2, options={"freeze_A": True}, init="pissa", layer_pattern={"0": {"method": "ia3"}, "2": {"rank": 1}})
+    other, same = config.layer("0"), config.layer("2")
+    assert (other.method, dict(other.options), other.init) == ("ia3", {}, None)
+    assert (same.method, dict(same.options), same.init) == ("lora", {"freeze_A": True}, "pissa")
