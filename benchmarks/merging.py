@@ -2,7 +2,9 @@
 
 A checkpoint in bfloat16 with the shapes of a transformer is made in a temporary folder, with LoRA for all of its linear layers. In turns it
 is copied and merged into, on one disk, with all of the base in the page cache; each merge is a process of its own, whose peak memory is
-its VmHWM. A merge forces its result to the disk before it names it, so the copy is timed with that too, and without.
+its VmHWM. A merge forces its result to the disk before it names it, so the copy is timed with that too, and without. What was written
+before is removed first, and a rest follows: in a virtual machine, memory that was freed is given back to the host after some seconds, and
+new memory takes long to get, so both must begin after the same while.
 """
 
 import argparse
@@ -71,6 +73,13 @@ def make(folder: Path, shards: list[dict[str, tuple[int, ...]]], rank: int) -> i
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+def removed(folder: Path, rest: float) -> None:
+    """Remove a folder, from the disk too, and rest."""
+    shutil.rmtree(folder)
+    os.sync()
+    time.sleep(rest)
+
+
 def copied(source: Path, target: Path) -> tuple[float, float]:
     """Seconds to copy a folder, and to copy it and have it on the disk."""
     begun = time.perf_counter()
@@ -106,6 +115,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="how many turns (default 3)")
     parser.add_argument("--rank", type=int, default=16, metavar="N", help="rank of the adapter (default 16)")
     parser.add_argument("--scale", type=int, default=1, metavar="N", help="divide the sizes of all layers (default 1)")
+    parser.add_argument("--rest", type=float, default=5.0, metavar="SECONDS", help="before each measurement (default 5)")
     parser.add_argument("--where", type=Path, metavar="DIR", help="the folder to work in (default: a temporary one)")
     parser.add_argument("--child", nargs=2, metavar=("BASE", "OUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -123,11 +133,9 @@ def main() -> None:
         merged(base, result)  # compiles
         times: list[tuple[float, ...]] = []
         for _ in range(given.turns):
-            shutil.rmtree(result)
-            os.sync()
+            removed(result, given.rest)
             seconds = copied(base, copy)
-            shutil.rmtree(copy)
-            os.sync()
+            removed(copy, given.rest)
             times.append((*seconds, *merged(base, result)))
             plain, forced, merge, peak = times[-1]
             print(f"copy {plain:.2f} s, forced to the disk {forced:.2f} s; merge {merge:.2f} s, peak {peak / 1e6:.0f} MB", flush=True)

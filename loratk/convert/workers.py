@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -19,17 +20,29 @@ def run(
 ) -> Iterator[Done]:
     """Work on all items, and yield each when it is done. `progress` is told each before it begins.
 
-    The results do not depend on the number of threads. An error, or an interrupt of who takes the results, stops all threads first.
+    As many items as there are threads are under way, their pieces by turns: items that are neighbours should lie in different files, as
+    writers of one file wait for each other in the system. The results do not depend on the number of threads. An error, or an interrupt of
+    who takes the results, stops all threads first.
     """
-    stopping = threading.Event()
+    stopping, threads = threading.Event(), get_num_threads()
+
+    def begun(item: Item) -> Iterator[Piece]:
+        progress(item)
+        work = Work(item, source, sink(item), stopping.is_set)
+        return ((work, start, stop) for start, stop in work.pieces())
 
     def pieces() -> Iterator[Piece]:
-        for item in items:
-            progress(item)
-            work = Work(item, source, sink(item), stopping.is_set)
-            yield from ((work, start, stop) for start, stop in work.pieces())
+        waiting, under_way = iter(items), deque[Iterator[Piece]]()
+        while True:
+            under_way.extend(map(begun, itertools.islice(waiting, threads - len(under_way))))
+            if not under_way:
+                return
+            if (piece := next(under_way[0], None)) is None:
+                under_way.popleft()
+                continue
+            under_way.rotate(-1)
+            yield piece
 
-    threads = get_num_threads()
     if threads == 1 or (len(items) == 1 and len(Work(items[0], source, lambda at, data: None).pieces()) == 1):
         yield from (work.done() for work, start, stop in pieces() if work.run(start, stop))
         return

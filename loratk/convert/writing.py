@@ -127,7 +127,7 @@ def _in_place(order: Order, made: Partial) -> Written:
 
 
 def _by_turns(items: Sequence[Item], homes: Mapping[str, _File]) -> list[Item]:
-    """The items so that neighbours lie in different files: writers of one file wait for each other in the system."""
+    """The items so that neighbours lie in different files, as `run` likes it."""
     files: dict[int, list[Item]] = {}
     for item in items:
         files.setdefault(homes[item.name].handle, []).append(item)
