@@ -18,8 +18,9 @@ from .rounding import KINDS, Rounding, added, measured, unit_for
 
 PIECE = 16 << 20
 """Bytes of an array that a thread takes on at a time."""
-STEP = 1 << 19
-"""Bytes that it reads, merges, sums up and writes before the next: what stays in the caches."""
+STEP = 1 << 20
+"""Bytes that it reads, merges, sums up and writes before the next: few enough to stay in the caches, and so many that Python's lock, for
+which threads wait in between, costs little."""
 COMPILED = 1 << 18
 """Numbers of an array from which the compiled kernel is used."""
 
