@@ -35,7 +35,7 @@ class Merged:
 
     adapters: in their order, with weights and hashes. stochastic: whether rounding is by chance. changed: the arrays that change, `arrays`
     is how many there are, `size` their bytes. rounding: of all changed arrays together, None in a dry run. before, after: the checksums of
-    all arrays; after is "" where the store has checksums of its own. residual: the file that was kept to undo it, and its bytes. resumed:
+    all arrays, "" in a dry run. residual: the file that was kept to undo it, and its bytes. resumed:
     arrays that an interrupted merge had finished. faults: in a dry run what does not fit; else it is raised.
     """
 
@@ -96,8 +96,7 @@ def merge(
     dtype: of all floating-point arrays of the result. stochastic: round by chance, the expectation being exact; the same `seed` gives the
     same bits. residual: a file to keep what `unmerge` needs to restore the bits, compressed at a level from 1 to 9. again: names of
     adapters to add although they were merged before. new_ledger: forget what the base's ledger says. check_base: whether adapters must have
-    been made for just this base, where they tell. resume: go on from what an interrupted merge of the same kind left beside `out`
-    (safetensors).
+    been made for just this base, where they tell. resume: go on from what an interrupted merge of the same kind left beside `out`.
 
     Memory: a few times the largest array that has to be made as a whole (any method but plain LoRA, other dtypes), else some megabytes for
     each thread. Raises FormatError with all that does not fit, StateError for what was merged before, ConfigError, StoreError.
@@ -131,7 +130,7 @@ def merge(
             out, Path(base), loaded.adapters, job.changed(), len(job.items), job.size(), False, stochastic, notes=notes, faults=found
         )  # fmt: skip
         if dry_run:
-            return replace(planned, faults=[*found, *_room(planned)])
+            return replace(planned, faults=[*found, *_room(planned, job)])
         sealing = _Sealing(opened, ledger, loaded, mark, dtype, seed if stochastic else None)
         anew = [item.name for item in job.items if not item.copied]
         keeping = _Keeping(opened, registry, anew, None if residual is None else Path(residual), residual_level)
@@ -176,7 +175,7 @@ class _Sealing:
 
     def strings(self, before: str, after: str) -> dict[str, str]:
         """The ledger, by the checksums of all arrays. Raises FormatError where the base is not what its own ledger says."""
-        if before != BLANK and self.ledger is not None and self.ledger.merges[-1].after not in ("", before):
+        if before != BLANK and self.ledger is not None and self.ledger.merges[-1].after != before:
             raise FormatError(
                 f"'{self.base.path}' is not what its ledger says: its arrays were changed after the last merge. Get a new copy, or pass "
                 "new_ledger=True (--new-ledger) to begin a new ledger with them as they are"
@@ -232,13 +231,14 @@ def _check(
         raise StoreError(f"'{residual}' is there already and was left as it is; pass force=True (--force) to replace it.")
 
 
-def _room(planned: Merged) -> list[str]:
-    """Whether the result has room where it is to be."""
+def _room(planned: Merged, job: Job) -> list[str]:
+    """Whether there is room where the result is to be."""
     folder = planned.path.absolute().parent
     if not folder.is_dir():
         return [f"there is no folder '{folder}': make it first"]
     free = shutil.disk_usage(folder).free
-    return [f"it takes {planned.size:,} bytes, and {free:,} are free in '{folder}': make room"] if free < planned.size else []
+    needed = job.room()
+    return [f"it takes {needed:,} bytes, and {free:,} are free in '{folder}': make room"] if free < needed else []
 
 
 def _ledger(base: Checkpoint, new: bool) -> Ledger | None:

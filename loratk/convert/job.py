@@ -46,6 +46,11 @@ class Job:
         """Bytes of all arrays of the result."""
         return sum(size_of(item.dtype, self._source.infos[item.name][1]) for item in self.items)
 
+    def room(self) -> int:
+        """Bytes that the disk must have for it; for a store that is no safetensors what is made anew lies there twice for a while."""
+        anew = [] if self._target.safetensors else [item for item in self.items if not item.copied]
+        return self.size() + sum(size_of(item.dtype, self._source.infos[item.name][1]) for item in anew)
+
     def widened(self) -> int:
         """How many arrays in bfloat16 become float32 as the store has no bfloat16."""
         if self._asked is not None:

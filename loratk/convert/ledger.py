@@ -5,8 +5,7 @@ It is one string of JSON in the file, `loratk_ledger`: the metadata of safetenso
     {"version": 1, "base": "<checksum>", "fingerprint": "", "merges": [{"adapters": [{"name", "sha256", "weight", "file"}, ...],
      "before": "<checksum>", "after": "<checksum>", "dtype": null, "rounding": "nearest", "seed": null, "loratk": "0.1.0"}, ...]}
 
-`before` and `after` are the checksums of all arrays (checksums.py); `after` is "" where the store has checksums of its own, which are made
-with the file. A fingerprint is kept where an adapter asked for the base's.
+`before` and `after` are the checksums of all arrays (checksums.py). A fingerprint is kept where an adapter asked for the base's.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def parse(text: str) -> Ledger:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"the ledger of merges ({LEDGER}) is damaged: {error}; get a new copy of the checkpoint") from error
     chain = [ledger.base, *(merge.after for merge in ledger.merges)]
-    if not ledger.merges or any(a and a != merge.before for a, merge in zip(chain, ledger.merges, strict=False)):
+    if not ledger.merges or any(a != merge.before for a, merge in zip(chain, ledger.merges, strict=False)):
         raise FormatError(f"the ledger of merges ({LEDGER}) contradicts itself: each merge must begin where the one before it ended")
     return ledger
 
@@ -136,7 +135,7 @@ def merge_record(record: Any) -> Merge:
     )  # fmt: skip
     if record["rounding"] not in (NEAREST, STOCHASTIC) or not adapters:
         raise ValueError(f"a merge has the rounding {record['rounding']!r} and {len(adapters)} adapters")
-    after = record["after"] and _checksum(record["after"])
+    after = _checksum(record["after"])
     dtype = None if record["dtype"] is None else _text(record["dtype"])
     return Merge(adapters, _checksum(record["before"]), after, dtype, record["rounding"], record["seed"], _text(record["loratk"]))
 

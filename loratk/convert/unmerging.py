@@ -86,7 +86,7 @@ def unmerge(
             order = Order(
                 target, Source(undo.origin), items, undo.strings, _explain, _refused, job=undo.job(), resume=resume, progress=progress
             )
-            checksum = write(order).after or undo.found
+            checksum = write(order).after
         count, notes = undo.count, [f"left out: {', '.join(target.left)}"] if target.left else []
         taken, left = ([a for merge in part for a in merge.adapters] for part in (ledger.merges[count:], ledger.merges[:count]))
         return Unmerged(out, Path(merged), taken, left, len(items), checksum, not dry_run, notes)
@@ -166,9 +166,9 @@ class _FromResiduals(_Undo):
     def strings(self, before: str, after: str) -> dict[str, str]:
         """The ledger of the merges that are left."""
         last, want = self.ledger.merges[-1], self.ledger.merges[self.count].before
-        if before != BLANK and last.after not in ("", before):
+        if before != BLANK and last.after != before:
             raise FormatError(f"'{self.origin.path}' was changed after it was merged, so its bits cannot be restored; get a copy as it was")
-        if after not in (BLANK, "", want):
+        if after not in (BLANK, want):
             raise FormatError(
                 f"what the residuals make of '{self.origin.path}' has the checksum {after[:12]}..., not {want[:12]}... as the ledger says: "
                 "one of them was changed. Nothing was written; get copies as they were"

@@ -1,6 +1,7 @@
-"""A checkpoint written array by array: into safetensors in place, by several threads, to be gone on with; into other stores as a stream.
+"""A checkpoint written array by array, by several threads, to be gone on with after an interruption.
 
-Nothing is under the final name before everything is on the disk.
+Into safetensors in place. Other stores write one array after the other, and their ledger first: for them what is made anew goes into a file
+of its own, from which it is streamed when all of it is there. Nothing is under the final name before everything is on the disk.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..io import LazyArrays
 from ..io.names import dtype_fault
 from ..io.safetensors_header import LIMIT, METADATA, Entry, build_header, size_of
 from .checksums import ArrayChecksum, whole
-from .files import Source, read_at, stored_dtype, write_at
+from .files import Source, raw, read_at, stored_dtype, write_at
 from .flushing import Flusher
 from .items import STEP, Done, Item, Sink
 from .ledger import BLANK
@@ -30,7 +31,7 @@ from .partial import Partial, partial, publish
 from .targets import Shard, Target
 from .workers import run
 
-DATA = "data"
+DATA, ANEW = "data", "anew"
 Seal = Callable[[str, str], Mapping[str, str]]
 """Given the checksums of all arrays before and after, the strings that each file gets besides its own; of one length for all checksums."""
 
@@ -58,7 +59,7 @@ class Order:
 
 @dataclass
 class Written:
-    """Each array's result, the checksums of all before and after ("" where it is not kept), and how many were there from before."""
+    """Each array's result, the checksums of all before and after, and how many were there from before."""
 
     arrays: dict[str, Done] = field(default_factory=dict)
     before: str = ""
@@ -68,8 +69,8 @@ class Written:
 
 def write(order: Order) -> Written:
     """Write a checkpoint. Raises StoreError for what the system refuses, ConfigError for names, and what `refused` and `seal` raise."""
-    with partial(order.target.path, _key(order), resume=order.resume and order.target.safetensors) as made:
-        written = _in_place(order, made) if order.target.safetensors else _as_stream(order, made)
+    with partial(order.target.path, _key(order), resume=order.resume) as made:
+        written = _in_place(order, made) if order.target.safetensors else _by_store(order, made)
         order.finish(made.folder if order.target.folder else made.folder / DATA)
         made.close()
         publish(made.folder if order.target.folder else made.folder / DATA, order.target.path)
@@ -81,7 +82,7 @@ def _key(order: Order) -> str:
     return json.dumps([order.job, [[item.name, item.dtype] for item in order.items]])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _File:
     """A safetensors file that is being written."""
 
@@ -95,29 +96,9 @@ class _File:
 
 def _in_place(order: Order, made: Partial) -> Written:
     with ExitStack() as stack:
-        files = [_opened(order, shard, made, stack) for shard in order.target.shards]
-        homes = {name: file for file in files for name in file.entries}
-        made.drop([name for name, done in made.finished.items() if not _intact(homes[name], done)])
-        written = Written(dict(made.finished), resumed=len(made.finished))
-        flusher = stack.enter_context(Flusher([file.handle for file in files]))
-
-        def sink(item: Item) -> Sink:
-            file = homes[item.name]
-            place = file.start + file.entries[item.name].begin
-
-            def write_piece(at: int, data: Any) -> None:
-                write_at(file.handle, data, place + at)
-                flusher.wrote(len(data))
-
-            return write_piece
-
-        left = _by_turns([item for item in order.items if item.name not in written.arrays], homes)
-        for done in run(left, order.source, sink, lambda item: order.progress(item.name, len(left))):
-            written.arrays[done.name] = done
-            made.add(done)
-        _refuse_bad(order, written.arrays.values())
-        written.before = whole({name: done.before for name, done in written.arrays.items()})
-        written.after = whole({name: done.after for name, done in written.arrays.items()})
+        files = [_opened(order, shard, made, stack, order.seal(BLANK, BLANK)) for shard in order.target.shards]
+        with Flusher([file.handle for file in files]) as flusher:
+            written = _made(order, made, files, 0, flusher.wrote)
         for file in files:
             header, _ = build_header(file.layout, {**file.shard.strings, **order.seal(written.before, written.after)})
             write_at(file.handle, header, 0)
@@ -126,21 +107,75 @@ def _in_place(order: Order, made: Partial) -> Written:
     return written
 
 
+def _by_store(order: Order, made: Partial) -> Written:
+    infos = {item.name: (order.source.infos[item.name][1], stored_dtype(item.dtype)) for item in order.items}
+    if wrong := [f"{name!r} {fault}" for name, (_, dtype) in infos.items() if (fault := dtype_fault(dtype))]:
+        raise DtypeError(faults(f"'{order.target.path}' cannot hold these arrays:", wrong))
+    anew = Shard(ANEW, tuple(item.name for item in order.items if not item.copied), {})
+    with ExitStack() as stack:
+        file = _opened(order, anew, made, stack, {})
+        written = _made(order, made, [file], len(infos))
+
+        def take(name: str) -> np.ndarray:
+            order.progress(name, len(infos) + len(written.arrays) - written.resumed)
+            if name not in file.entries:
+                return order.source.stored(name)
+            shape, dtype = infos[name]
+            array = np.empty(shape, dtype.newbyteorder("<"))
+            read_at(file.handle, raw(array), file.start + file.entries[name].begin, file.path)
+            return array.astype(dtype, copy=False)
+
+        strings = {**order.target.shards[0].strings, **order.seal(written.before, written.after)}
+        order.target.store.write(made.folder / DATA, LazyArrays(infos, take), strings)
+    return written
+
+
+def _made(order: Order, made: Partial, files: Sequence[_File], more: int, wrote: Callable[[int], None] = lambda count: None) -> Written:
+    """Make all arrays that are not finished: those that have a place in some file there, the others only to have their checksums.
+
+    `more` steps come after these. Raises what `refused` makes of numbers that are not finite.
+    """
+    homes = {name: file for file in files for name in file.entries}
+    made.drop([name for name, done in made.finished.items() if name in homes and not _intact(homes[name], done)])
+    written = Written(dict(made.finished), resumed=len(made.finished))
+
+    def sink(item: Item) -> Sink:
+        if (file := homes.get(item.name)) is None:
+            return lambda at, data: None
+        place = file.start + file.entries[item.name].begin
+
+        def write_piece(at: int, data: Any) -> None:
+            write_at(file.handle, data, place + at)
+            wrote(len(data))
+
+        return write_piece
+
+    left = _by_turns([item for item in order.items if item.name not in written.arrays], homes)
+    for done in run(left, order.source, sink, lambda item: order.progress(item.name, len(left) + more)):
+        written.arrays[done.name] = done
+        made.add(done)
+    if found := [line for done in written.arrays.values() if done.bad for line in order.explain(done.name)]:
+        raise order.refused(found)
+    written.before = whole({name: done.before for name, done in written.arrays.items()})
+    written.after = whole({name: done.after for name, done in written.arrays.items()})
+    return written
+
+
 def _by_turns(items: Sequence[Item], homes: Mapping[str, _File]) -> list[Item]:
     """The items so that neighbours lie in different files, as `run` likes it."""
-    files: dict[int, list[Item]] = {}
+    files: dict[_File | None, list[Item]] = {}
     for item in items:
-        files.setdefault(homes[item.name].handle, []).append(item)
+        files.setdefault(homes.get(item.name), []).append(item)
     return [item for turn in itertools.zip_longest(*files.values()) for item in turn if item is not None]
 
 
-def _opened(order: Order, shard: Shard, made: Partial, stack: ExitStack) -> _File:
+def _opened(order: Order, shard: Shard, made: Partial, stack: ExitStack, sealed: Mapping[str, str]) -> _File:
     """A file of the right size, with a header in which checksums are blank."""
     dtypes = {item.name: item.dtype for item in order.items}
     layout = {name: (dtypes[name], order.source.infos[name][1]) for name in shard.arrays}
     if METADATA in layout:
         raise ConfigError(f"{METADATA!r} cannot be the name of an array in safetensors; rename it")
-    header, entries = build_header(layout, {**shard.strings, **order.seal(BLANK, BLANK)})
+    header, entries = build_header(layout, {**shard.strings, **sealed})
     if len(header) - 8 > LIMIT:
         raise ConfigError(f"the names of {len(layout)} arrays make a header of {len(header)} bytes, above {LIMIT}; use fewer")
     path = made.folder / (shard.name or DATA)
@@ -189,38 +224,3 @@ def _beside(target: Target, folder: Path, size: int) -> None:
         (folder / name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for path in target.copied:
         shutil.copyfile(path, folder / path.name)
-
-
-def _as_stream(order: Order, made: Partial) -> Written:
-    """By a store that writes one array after the other. The ledger comes first there, so the source is summed up before."""
-    infos = {item.name: (order.source.infos[item.name][1], stored_dtype(item.dtype)) for item in order.items}
-    if wrong := [f"{name!r} {fault}" for name, (_, dtype) in infos.items() if (fault := dtype_fault(dtype))]:
-        raise DtypeError(faults(f"'{order.target.path}' cannot hold these arrays:", wrong))
-    written = Written()
-    copies = [Item(item.name, order.source.infos[item.name][0]) for item in order.items]
-    written.before = whole({done.name: done.before for done in run(copies, order.source, lambda item: lambda at, data: None)})
-    items = {item.name: item for item in order.items}
-
-    def make(name: str) -> np.ndarray:
-        order.progress(name, len(items))
-        array = np.empty(infos[name][0], infos[name][1].newbyteorder("<"))
-        memory = array.reshape(-1).view(np.uint8)
-
-        def sink(at: int, data: Any) -> None:
-            memory[at : at + len(data)] = np.frombuffer(data, np.uint8)
-
-        (written.arrays[name],) = run([items[name]], order.source, lambda item: sink)
-        if len(written.arrays) == len(items):
-            _refuse_bad(order, written.arrays.values())
-        return array.astype(infos[name][1], copy=False)
-
-    path = made.folder / DATA
-    order.target.store.write(path, LazyArrays(infos, make), {**order.target.shards[0].strings, **order.seal(written.before, "")})
-    order.seal(written.before, whole({name: done.after for name, done in written.arrays.items()}))  # which may be refused
-    return written
-
-
-def _refuse_bad(order: Order, arrays: Iterator[Done] | Any) -> None:
-    found = [line for done in arrays if done.bad for line in order.explain(done.name)]
-    if found:
-        raise order.refused(found)

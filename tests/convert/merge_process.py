@@ -31,7 +31,7 @@ def merge(base, adapter, out, limit, pause, force):
     loratk.set_num_threads(2)
     print("begun", flush=True)
     try:
-        done = loratk.merge(base, adapter, out, force=force)
+        done = loratk.merge(base, adapter, out, force=force, progress=lambda name, count: time.sleep(pause))
         print("resumed", done.resumed, flush=True)
     except loratk.LoratkError as error:
         print(f"{type(error).__name__}: {error}", flush=True)

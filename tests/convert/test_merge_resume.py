@@ -108,6 +108,25 @@ def test_interrupted_by_ctrl_c(tmp_path, signum):
     assert loratk.merge(base, tmp_path / "a.h5", out, force=True).resumed >= 5
 
 
+@pytest.mark.parametrize("end", ["h5", "npz"])
+def test_other_stores_are_killed_and_gone_on_with(tmp_path, end):
+    base, _ = files(tmp_path, 1)
+    out, want = tmp_path / f"out.{end}", tmp_path / f"want.{end}"
+    loratk.merge(base, tmp_path / "a.h5", want)
+    out.write_bytes(b"mine")
+    for count in (0, 3, 20, COUNT):  # all arrays are made then, and it is killed while they are brought into the store
+        process = started(base, out, pause=0.03, force="force")
+        until(process, out, count)
+        process.kill()
+        process.communicate()
+        assert out.read_bytes() == b"mine"
+    done = loratk.merge(base, tmp_path / "a.h5", out, force=True)
+    assert done.resumed == COUNT
+    assert out.read_bytes() == want.read_bytes()
+    assert loratk.merge(base, tmp_path / "a.h5", out, force=True).resumed == 0
+    assert [path for path in entries(tmp_path) if "loratk" in path] == []
+
+
 def half(tmp_path):
     """A merge that was killed after some arrays."""
     base, out = files(tmp_path, 1)
