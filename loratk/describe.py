@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .algebra.exact import Exact
 from .errors import FormatError, LoratkError, UnknownNameError
 from .exchange import AdapterState, Base, Detected, detect_format, load_adapter
-from .exchange.bake import dora_update
 from .exchange.base import opened_base
 from .exchange.cautions import cautions, scale_lines
 from .exchange.factors import frobenius, norm, update_pairs
@@ -138,8 +139,8 @@ def _adapters(
         told = {reading.notes[0], *(f"adapter {name!r}: {line}" for name, lines in warned.items() for line in lines)}
         reports = []
         for state in reading.states:
-            held = state.parameters()
-            modules = [_module(state, name, held[name], opened, spectra) for name in track(sorted(held, key=_natural), "measuring")]
+            exact = Exact(state, registry, opened)
+            modules = [_module(exact, name, opened, spectra) for name in track(sorted(exact.held, key=_natural), "measuring")]
             reports.append(_report(state, modules, warned[state.name]))
     notes = [note for note in reading.notes if note not in told]
     if opened is not None and not any(module.base_norm for report in reports for module in report.modules):
@@ -174,12 +175,12 @@ def _arrays(path: Path, registry: Registry, error: FormatError) -> FileReport | 
     return FileReport(str(path), store.name, f"no adapters: {error}", path.stat().st_size, [], None, arrays, strings)
 
 
-def _module(state: AdapterState, name: str, held: Mapping[str, np.ndarray], base: Base | None, spectra: bool) -> ModuleReport:
-    record = state.modules[name]
+def _module(exact: Exact, name: str, base: Base | None, spectra: bool) -> ModuleReport:
+    record, held = exact.state.modules[name], exact.held[name]
     finite = all(np.isfinite(tensor).all() for tensor in held.values() if tensor.dtype.kind == "f")
     norms = {key: frobenius(tensor) for key, tensor in held.items()}
     weight = _weight(base, name)
-    factors = as_factors(state, name, None if weight is None else base) if finite else (record, held)
+    factors = as_factors(exact.state, name, None if weight is None else base) if finite else (record, held)
     pairs = update_pairs(*factors) if "lora_A" in factors[1] else None
     delta = seen = None
     if pairs is not None and finite and "magnitude" not in held:
@@ -187,8 +188,10 @@ def _module(state: AdapterState, name: str, held: Mapping[str, np.ndarray], base
         delta = norm(pairs) if seen is None else math.hypot(*seen.values)
     elif record["method"] == "diff":
         delta = norms.get("weight")
-    elif "magnitude" in held and finite and weight is not None and record.get("shape") == list(weight.shape):
-        delta = frobenius(dora_update(weight, record, held))
+    elif finite and weight is not None and name in exact.modules:
+        delta = _dense_norm(exact, name)
+    elif finite:
+        delta = exact.norm(name)
     return ModuleReport(
         name,
         record["method"],
@@ -201,6 +204,14 @@ def _module(state: AdapterState, name: str, held: Mapping[str, np.ndarray], base
         base_norm=None if weight is None else frobenius(weight),
         spectrum=seen,
     )
+
+
+def _dense_norm(exact: Exact, name: str) -> float | None:
+    """The norm of an update without factors, or that depends on the weight; it is as large as that, so there is room for it."""
+    with suppress(LoratkError):  # it is for a weight of another shape, or changes none
+        _, update = exact.update(name)
+        return frobenius(update) if isinstance(update, np.ndarray) else norm(update)
+    return None
 
 
 def _weight(base: Base | None, module: str) -> np.ndarray | None:

@@ -58,6 +58,13 @@ class Exact:
             return self._other(module, record, held, d or self._inputs())
         return record, _finite(self._matrix(module, record, held))
 
+    def norm(self, module: str) -> float | None:
+        """The Frobenius norm of an update of a registered method that tells it from its parameters alone; None for others."""
+        record, held = self.module(module)
+        method = self._registry.methods.get(record["method"])
+        foreign = self.elsewhere(module) and not is_own(record, held)
+        return None if method is None or foreign else method.norm(held, float(record.get("scaling", 1.0)))
+
     def bias(self, module: str) -> np.ndarray | None:
         """What its method adds to the bias in proportion to it, as IA3 does; None for nothing. Needs the base."""
         record, held = self.state.modules[module], self.held[module]

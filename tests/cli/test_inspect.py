@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from loratk import LoraConfig, LoraModel
 from loratk.describe import describe
 from loratk.exchange import AdapterState, write_adapters
 from loratk.io import Hdf5Store, write_safetensors
+from loratk.nn import Linear, Sequential
 from loratk.plugins import default_registry
 
 
@@ -135,6 +137,24 @@ def test_a_base_shows_updates_beside_its_weights_and_what_dora_adds(run, files):
     assert "of |W|" in text
     assert "%" in text
     assert "the base's weights are taken input first" in text
+
+
+@pytest.mark.parametrize("method", sorted(default_registry().methods))
+def test_the_update_of_every_method_is_measured(tmp_path, method):
+    rng = np.random.default_rng(0)
+    model = LoraModel.adapt(Sequential(Linear(6, 5, rng=0)), LoraConfig(rank=2, method=method))
+    state = model.state()
+    model.load_state(
+        {name: rng.standard_normal(array.shape).astype("f4") if array.dtype.kind == "f" else array for name, array in state.items()}
+    )
+    model.save(tmp_path / "a.h5")
+    Hdf5Store().write(tmp_path / "base.h5", model.base_state(), {})
+    (module,) = describe(tmp_path / "a.h5", base=tmp_path / "base.h5").adapters[0].modules
+    want = np.linalg.norm(model.merged_state()["0.weight"] - model.base_state()["0.weight"])
+    assert want > 0
+    assert module.delta_norm == pytest.approx(want, rel=1e-5)
+    (alone,) = describe(tmp_path / "a.h5").adapters[0].modules
+    assert alone.delta_norm in ([None] if method in ("dora", "ia3") else [pytest.approx(want, rel=1e-5)])
 
 
 def test_a_base_without_the_modules_is_told(run, files, tmp_path):

@@ -111,6 +111,10 @@ class Method:
         """What the adapter adds to the weight, as an array of the backend (d, k): what merging adds."""
         raise NotImplementedError
 
+    def norm(self, parameters: Mapping[str, np.ndarray], scaling: float) -> float | None:
+        """The Frobenius norm of the update, where the parameters of a method without factors tell it; else None."""
+        return None
+
     def bias_delta(self, bias: np.ndarray, parameters: Mapping[str, np.ndarray], scaling: float) -> np.ndarray | None:
         """What merging adds to the layer's bias (k,), for a method whose update depends on `Call.bias`; None for nothing."""
         return None

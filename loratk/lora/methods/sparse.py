@@ -7,6 +7,7 @@ import numpy as np
 
 from ...autograd import Tensor, ops
 from ...errors import choices
+from ...exchange.factors import frobenius
 from ...kernels import Backend
 from ..settings import is_number
 from .base import Call, Method
@@ -76,6 +77,10 @@ class Sparse(Method):
         d, k = weight.shape
         dense = K.scatter(parameters["sparse_values"], parameters["sparse_index"], size=d * k)
         return times(K, K.reshape(dense, shape=(d, k)), scaling)
+
+    def norm(self, parameters: Mapping[str, np.ndarray], scaling: float) -> float | None:
+        """That of the values, whatever their places."""
+        return abs(scaling) * frobenius(parameters["sparse_values"])
 
 
 def _count(d: int, k: int, rank: int, density: float | None) -> int:
