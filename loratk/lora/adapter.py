@@ -30,12 +30,9 @@ def layer_generator(seed: int, name: str, purpose: str) -> np.random.Generator:
 def start_factors(init: Init, start: Start, name: str) -> dict[str, np.ndarray]:
     """What an init gives the two factors of a layer of that name. Raises ConfigError where it cannot, or gives another shape."""
     d, k = start.weight.shape
-    where = f"Layer {name!r}" if name else "This layer"
+    where = _layer(name)
     if init.needs and start.evidence is None:
-        raise ConfigError(
-            f"{where}: the init {init.name!r} starts from the {init.needs} of the layer in data, and there are none; give a whole model "
-            "data=, by LoraModel.adapt or add_adapter."
-        )
+        raise ConfigError(_lacks(name, f"init {init.name!r}", init.needs))
     if found := list(init.layer_faults(d, k, start.rank, start.scaling, start.options)):
         raise ConfigError(faults(f"{where} cannot start so:", found))
     try:
@@ -48,14 +45,25 @@ def start_factors(init: Init, start: Start, name: str) -> dict[str, np.ndarray]:
     return {"lora_A": made.lora_A, "lora_B": made.lora_B}
 
 
+def _layer(name: str) -> str:
+    return f"Layer {name!r}" if name else "This layer"
+
+
+def _lacks(name: str, what: str, needs: str) -> str:
+    return (
+        f"{_layer(name)}: the {what} starts from the {needs} of the layer in data, and there are none; give a whole model data=, by "
+        "LoraModel.adapt or add_adapter."
+    )
+
+
 class LoraAdapter(Module):
     """The parameters of one method for one (d, k) weight, and the update they make.
 
     Parameters are attributes under the names the method gives them, such as `lora_A` (d, r) and `lora_B` (r, k), in the
     dtype of the weight. Standing alone, `adapter(x)` is the update of the plain product x W: for LoRA scaling (x A) B.
     With the config's seed the name decides what is drawn, so that layers of one shape differ. `within`, the name of the
-    module whose column block it adapts, and `linear` serve the config's patterns. `evidence` is what the config's init needs of data.
-    With `filled` False the init is left out: the values will come from a file. `window` is that of a convolution.
+    module whose column block it adapts, and `linear` serve the config's patterns. `evidence` is what its method or the config's init
+    needs of data. With `filled` False that and the init are left out: the values will come from a file. `window` is that of a convolution.
     """
 
     def __init__(
@@ -95,7 +103,12 @@ class LoraAdapter(Module):
             return layer_generator(config.seed, name, "initial")
 
         given = weight.reshape(*window, -1, k) if self.method.windowed else weight
-        values = self.method.initial(given, self.rank, draw(), self.settings.options)
+        if filled and (needs := self.method.needs(self.settings.options)):
+            if evidence is None:
+                raise ConfigError(_lacks(name, f"method {self.method.name!r}", needs))
+            values = self.method.informed(given, self.rank, draw(), self.settings.options, evidence)
+        else:
+            values = self.method.initial(given, self.rank, draw(), self.settings.options)
         frozen = self.method.frozen(self.settings.options)
         if self.settings.init_name is not None:
             init = registry.init(self.settings.init_name)

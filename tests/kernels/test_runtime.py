@@ -85,6 +85,7 @@ def test_ctrl_c_waits_for_the_workers():
         ended.append(start)
 
     with runtime.num_threads(2):
+        runtime.parallel_for(lambda start, stop: None, 2)  # workers are started, compiled code is loaded
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):

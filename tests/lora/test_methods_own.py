@@ -141,7 +141,10 @@ def test_alpha_does_not_concern_them(method):
         ({"method": "vera", "options": {"d_initial": 0}}, "d_initial must be a finite number other than 0"),
         ({"method": "vera", "options": {"seed": -1}}, r"seed must be an integer in \[0, 2\*\*63\), found -1"),
         ({"method": "vera", "options": {"shared": "both"}}, "shared must be one of 'drawn', 'kept', found 'both'"),
-        ({"method": "sparse", "options": {"choose": "largest"}}, "choose must be one of 'magnitude', 'random', found 'largest'"),
+        (
+            {"method": "sparse", "options": {"choose": "largest"}},
+            "choose must be one of 'gradient', 'magnitude', 'random', 'snip', found 'largest'",
+        ),
         ({"method": "sparse", "options": {"density": 0}}, r"density must be a number in \(0, 1\], or None, found 0"),
         ({"method": "loha", "init": "gaussian"}, "has first values of its own and takes no init"),
         ({"method": "ia3", "max_norm": 1.0}, "cannot be scaled down"),

@@ -85,6 +85,16 @@ class Method:
         """The parameters to start from, by name, for a weight (d, k), such that the update is 0; in the weight's dtype, or integers."""
         raise NotImplementedError
 
+    def needs(self, options: Mapping[str, Any]) -> str | None:
+        """What must be seen in data first under these options: "gradients" of the loss for the weights, or None. Then `informed` starts."""
+        return None
+
+    def informed(
+        self, weight: np.ndarray, rank: int, rng: np.random.Generator, options: Mapping[str, Any], evidence: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """As `initial`, from the mean gradient of the loss for the weight (d, k), float64."""
+        raise NotImplementedError
+
     def shapes(self, d: int, k: int, rank: int) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter for a (d, k) weight; under the default options, where they depend on options."""
         raise NotImplementedError

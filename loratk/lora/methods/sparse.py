@@ -13,14 +13,16 @@ from ..settings import is_number
 from .base import Call, Method
 from .lora import times
 
-CHOICES = ("magnitude", "random")
+CHOICES = ("magnitude", "random", "gradient", "snip")
+BY_GRADIENT = ("gradient", "snip")
 
 
 class Sparse(Method):
     """W + a matrix with few entries, at places that are chosen once and stay: `sparse_values` (n,) at `sparse_index` (n,), sorted.
 
-    An index is i k + j for row i and column j. By `choose` they are those of the largest entries of W ("magnitude"), or any ("random",
-    as in SHiRA, Bhardwaj et al. 2024, sec. 3.1). n = rank (d + k), as many as LoRA of that rank has, or the share `density` of all entries.
+    An index is i k + j for row i and column j. By `choose` they are those of the largest entries in size of W ("magnitude"), of the
+    gradient G of the loss for W on data ("gradient"), or of G times W entry by entry ("snip", Lee et al. 2019), or any ("random"): the
+    masks of SHiRA, Bhardwaj et al. 2024, sec. 3.1. n = rank (d + k), as many as LoRA of that rank has, or the share `density` of all.
     The values start at 0, and are all that trains; the file has the two arrays and no matrix. alpha means nothing to it.
     """
 
@@ -37,14 +39,29 @@ class Sparse(Method):
 
     def initial(self, weight: np.ndarray, rank: int, rng: np.random.Generator, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """sparse_index (n,) of the least integers that hold them, int32 or int64, and sparse_values (n,), zero."""
-        d, k = weight.shape
-        count = _count(d, k, rank, options.get("density"))
+        count = self._count(weight, rank, options)
         if options.get("choose", "magnitude") == "random":
-            index = np.sort(rng.choice(weight.size, count, replace=False, shuffle=False))
-        else:
-            index = _largest(np.abs(weight).reshape(-1), count)
+            return self._at(np.sort(rng.choice(weight.size, count, replace=False, shuffle=False)), weight)
+        return self._at(_largest(np.abs(weight).reshape(-1), count), weight)
+
+    def needs(self, options: Mapping[str, Any]) -> str | None:
+        """Gradients, for the choices that are made by them."""
+        return "gradients" if options.get("choose") in BY_GRADIENT else None
+
+    def informed(
+        self, weight: np.ndarray, rank: int, rng: np.random.Generator, options: Mapping[str, Any], evidence: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The same by the mean gradient (d, k)."""
+        sizes = np.abs(evidence if options["choose"] == "gradient" else evidence * weight)
+        return self._at(_largest(sizes.reshape(-1), self._count(weight, rank, options)), weight)
+
+    def _count(self, weight: np.ndarray, rank: int, options: Mapping[str, Any]) -> int:
+        d, k = weight.shape
+        return _count(d, k, rank, options.get("density"))
+
+    def _at(self, index: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
         dtype = np.int32 if weight.size <= np.iinfo(np.int32).max else np.int64
-        return {"sparse_index": index.astype(dtype), "sparse_values": np.zeros(count, weight.dtype)}
+        return {"sparse_index": index.astype(dtype), "sparse_values": np.zeros(len(index), weight.dtype)}
 
     def shapes(self, d: int, k: int, rank: int) -> dict[str, tuple[int, ...]]:
         """sparse_index (n,), sparse_values (n,)."""
