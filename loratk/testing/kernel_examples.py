@@ -375,6 +375,14 @@ def _lora_conv2d_grad(rng: np.random.Generator, dtype: Any, rows: int) -> list[E
     return made
 
 
+@examples("lora_conv2d_dx")
+def _lora_conv2d_dx(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
+    return [
+        ((g, *args[2:]), {**{key: kwargs[key] for key in kwargs if key != "need_x"}, "shape": args[0].shape})
+        for (g, *args), kwargs in _lora_conv2d_grad(rng, dtype, rows)
+    ]
+
+
 @examples("sgd_step")
 def _sgd_step(rng: np.random.Generator, dtype: Any, rows: int) -> list[Example]:
     p, g, v = (draw(rng, dtype, rows, K) for _ in range(3))

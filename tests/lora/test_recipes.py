@@ -8,7 +8,7 @@ import pytest
 
 from loratk import LoraConfig, LoraModel, Tensor, Trainer, lora_plus, ops
 from loratk.errors import ConfigError, StateError
-from loratk.nn import MLP, SGD, AdamW, Embedding, Linear, Sequential
+from loratk.nn import MLP, SGD, AdamW, Conv2d, Embedding, Linear, Sequential
 from loratk.testing.layer_type import randomize
 
 
@@ -81,6 +81,34 @@ def test_the_pass_keeps_no_input_of_a_layer_with_a_frozen_a(freeze, dropout):
     gc.collect()
     assert (kept() is None) == freeze
     ops.mean(y).backward()
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_convolution_keeps_its_image_only_for_an_a_that_trains(freeze):
+    config = LoraConfig(rank=2, dropout=0.5, options={"freeze_A": freeze}, targets="*")
+    model = LoraModel.adapt(Conv2d(3, 4, 3, padding=1, rng=0), config).train()
+    x = np.random.default_rng(0).standard_normal((2, 9, 9, 3)).astype(np.float32)
+    kept = weakref.ref(x)
+    y = model(Tensor(x))
+    del x
+    gc.collect()
+    assert (kept() is None) == freeze
+    ops.mean(y).backward()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("mask", [False, True])
+def test_the_image_and_b_have_the_same_gradients_with_a_frozen_a(mask, stride):
+    rng = np.random.default_rng(0)
+    x, w, a, b = (rng.standard_normal(shape) for shape in ((2, 6, 7, 3), (27, 5), (27, 2), (2, 5)))
+    drop = (rng.random(x.shape) > 0.5) * 2.0 if mask else None
+    grads = []
+    for trains in (True, False):
+        given, factors = Tensor(x, requires_grad=True), [Tensor(a, requires_grad=trains), Tensor(b, requires_grad=True)]
+        y = ops.lora_conv2d(given, given.backend.freeze_weight(w), *factors, drop, scaling=0.7, kernel=3, stride=stride, padding=1)
+        (y * y).mean().backward()
+        grads.append((given.grad, factors[1].grad))
+    assert all(np.allclose(one, two, atol=1e-14) for one, two in zip(*grads, strict=True))
 
 
 def test_layers_in_a_row_with_a_frozen_a_go_one_by_one_in_training_alone():

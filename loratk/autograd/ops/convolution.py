@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from ...errors import ConfigError, ShapeError
 from ..tensor import Tensor, apply
 from ..vjps import defvjp, defvjp_joint
@@ -90,10 +92,29 @@ def _lora_conv2d(
     K: Any, needs: tuple[bool, ...], out: Any, x: Any, w: Any, a: Any, b: Any, mask: Any, bias: Any, scaling: float, **options: Any
 ) -> Any:
     xa = out[1]
+    if not needs[2]:
+        return _lora_conv2d_fixed_a(K, needs, xa, x.shape, w, a, b, mask, scaling, options)
 
     def pull(g: Any) -> tuple[Any, ...]:
         dx, da, db = K.lora_conv2d_grad(g, x, xa, w, a, b, mask, scaling=scaling, need_x=needs[0], **options)
-        return dx, None, da if needs[2] else None, db if needs[3] else None, None, g if needs[5] else None
+        return dx, None, da, db if needs[3] else None, None, g if needs[5] else None
+
+    return pull
+
+
+def _lora_conv2d_fixed_a(
+    K: Any, needs: tuple[bool, ...], xa: Any, shape: Any, w: Any, a: Any, b: Any, mask: Any, scaling: float, options: dict[str, Any]
+) -> Any:
+    """The pullback where A takes no gradient, as for a linear layer: of x only what it made with A, (n, oh, ow, r), is kept."""
+    mask = mask if needs[0] else None
+
+    def pull(g: Any) -> tuple[Any, ...]:
+        dx = K.lora_conv2d_dx(g, w, a, b, mask, shape=shape, scaling=scaling, **options) if needs[0] else None
+        db = None
+        if needs[3]:
+            seen, rows = (K.reshape(each, shape=(math.prod(each.shape[:3]), each.shape[3])) for each in (xa, g))
+            db = K.mul(K.matmul(K.transpose(seen, axes=(1, 0)), rows), K.asarray(np.asarray(scaling, g.dtype)))
+        return dx, None, None, db, None, g if needs[5] else None
 
     return pull
 

@@ -18,7 +18,7 @@ from .conv import col2im
 from .gemm import product
 from .window import TALL, lanes, narrow_tile, tile
 
-__all__ = ["lora_conv2d", "lora_conv2d_grad"]
+__all__ = ["lora_conv2d", "lora_conv2d_dx", "lora_conv2d_grad"]
 
 STORE = 1 << 15  # entries of an image's lines that are held beside each other: what stays in the level-2 cache
 ALONE = 1 << 22  # multiplications a thread must get for its waking to pay
@@ -230,21 +230,33 @@ def lora_conv2d_grad(g, x, xa, w, a, b, mask=None, *, scaling, kernel, stride, p
     (r, k), windows = b.shape, Windows(x.shape, kernel, stride, padding, dilation)
     rows, scaled = np.ascontiguousarray(g).reshape(-1, k), b * b.dtype.type(scaling)
     gb = product(rows, scaled.T)
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
     da = windows.gather(x if mask is None else x * mask, gb)
     db = product(xa.reshape(-1, r).T * g.dtype.type(scaling), rows)
-    if not need_x:
-        return None, da, db
+    return _back(g, gb, w, a, mask, x.shape, **options) if need_x else None, da, db
+
+
+def lora_conv2d_dx(g, w, a, b, mask=None, *, shape, scaling, **options):
+    """The gradient of `lora_conv2d` for x, which has this shape (n, h, w, c), alone: (n, oh, ow, k) -> (n, h, w, c)."""
+    rows = np.ascontiguousarray(g).reshape(-1, g.shape[3])
+    return _back(g, product(rows, b.T * b.dtype.type(scaling)), w, a, mask, shape, **options)
+
+
+def _back(g, gb, w, a, mask, shape, kernel, stride, padding, dilation):
+    """g by W, and gb = scaling g B^T, (places, r), by A, back to the image."""
+    r = a.shape[1]
     back = tuple(d * (taps - 1) - p for d, taps, p in zip(dilation, kernel, padding, strict=True))
     options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
     if stride != (1, 1) or min(back) < 0:  # no convolution of g: patches
         patches = (*g.shape[:3], len(a))
-        dx = col2im(w.matmul_t(rows).reshape(patches), shape=x.shape, **options)
-        low = col2im(product(gb, a.T).reshape(patches), shape=x.shape, **options)
-        return dx + (low if mask is None else low * mask), da, db
+        rows = np.ascontiguousarray(g).reshape(-1, g.shape[3])
+        dx = col2im(w.matmul_t(rows).reshape(patches), shape=shape, **options)
+        low = col2im(product(gb, a.T).reshape(patches), shape=shape, **options)
+        return dx + (low if mask is None else low * mask)
     options |= {"padding": back}
     wide = Windows(g.shape, **options)
-    dx = wide.convolve(g, _packed(w, kernel, True), x.shape[3])
+    dx = wide.convolve(g, _packed(w, kernel, True), shape[3])
     narrow, turned = Windows((*g.shape[:3], r), **options), pack(_turned(a, kernel))
     if mask is None:
-        return narrow.convolve(gb, turned, x.shape[3], out=dx), da, db
-    return dx + narrow.convolve(gb, turned, x.shape[3]) * mask, da, db
+        return narrow.convolve(gb, turned, shape[3], out=dx)
+    return dx + narrow.convolve(gb, turned, shape[3]) * mask

@@ -8,9 +8,11 @@ from ...errors import ShapeError
 from ..reference.conv import out_size
 from .arrays import asarray, asarrays, empty, flat, reshaped
 from .device import launch
+from .elementwise import add, mul
+from .gemm import product
 from .lora import lora_linear, lora_linear_grad
 
-__all__ = ["col2im", "im2col", "lora_conv2d", "lora_conv2d_grad"]
+__all__ = ["col2im", "im2col", "lora_conv2d", "lora_conv2d_dx", "lora_conv2d_grad"]
 
 
 @cuda.jit
@@ -97,3 +99,15 @@ def lora_conv2d_grad(g, x, xa, w, a, b, mask=None, *, scaling, kernel, stride, p
     seen = None if mask is None else _rows(im2col(mask, **options))
     dx, da, db = lora_linear_grad(_rows(g), _rows(patches), _rows(xa), w, a, b, seen, scaling=scaling, need_x=need_x)
     return dx if dx is None else col2im(reshaped(dx, tuple(patches.shape)), shape=tuple(x.shape), **options), da, db
+
+
+def lora_conv2d_dx(g, w, a, b, mask=None, *, shape, scaling, kernel, stride, padding, dilation):
+    """The gradient of `lora_conv2d` for x, which has this shape (n, h, w, c), alone: (n, oh, ow, k) -> (n, h, w, c)."""
+    g, a, b = asarrays(g, a, b)
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    rows, patches = _rows(g), (*g.shape[:3], a.shape[0])
+    low = product(product(rows, b, b_t=True, scale=scaling), a, b_t=True)
+    if mask is None:
+        return col2im(reshaped(add(w.matmul_t(rows), low), patches), shape=shape, **options)
+    dx, low = (col2im(reshaped(each, patches), shape=shape, **options) for each in (w.matmul_t(rows), low))
+    return add(dx, mul(low, mask))

@@ -6,7 +6,7 @@ import numpy as np
 
 from .lora import lora_linear, lora_linear_grad
 
-__all__ = ["col2im", "im2col", "lora_conv2d", "lora_conv2d_grad"]
+__all__ = ["col2im", "im2col", "lora_conv2d", "lora_conv2d_dx", "lora_conv2d_grad"]
 
 
 def out_size(size, kernel, stride, padding, dilation):
@@ -68,3 +68,13 @@ def lora_conv2d_grad(g, x, xa, w, a, b, mask=None, *, scaling, kernel, stride, p
     seen = None if mask is None else _rows(im2col(mask, **options))
     dx, da, db = lora_linear_grad(_rows(g), _rows(patches), _rows(xa), w, a, b, seen, scaling=scaling, need_x=need_x)
     return dx if dx is None else col2im(dx.reshape(patches.shape), shape=x.shape, **options), da, db
+
+
+def lora_conv2d_dx(g, w, a, b, mask=None, *, shape, scaling, kernel, stride, padding, dilation):
+    """The gradient of `lora_conv2d` for x, which has this shape (n, h, w, c), alone: (n, oh, ow, k) -> (n, h, w, c)."""
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    rows = _rows(g)
+    dx, low = (
+        col2im(each.reshape(*g.shape[:3], len(a)), shape=shape, **options) for each in (w.matmul_t(rows), scaling * (rows @ b.T) @ a.T)
+    )
+    return dx + (low if mask is None else low * mask)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Lora(Method):
     """Low-rank adaptation: W + scaling A B, A random, B zero. Hu et al. 2021, eq. 3.
 
-    `freeze_A`: only B trains, and a linear layer's pass keeps x A (n, r) for its gradient, not x (n, d). Zhang et al. 2023 (LoRA-FA).
+    `freeze_A`: only B trains, and a layer's pass keeps x A (n, r) for its gradient, not x (n, d), also of a convolution. Zhang et al. 2023
+    (LoRA-FA).
     `corrected`: the gradient of B is turned into the one whose step moves W most like full fine-tuning's; see `lora_fa.Corrected`.
     """
 
