@@ -25,7 +25,7 @@ FILE = click.Path(path_type=Path)
 @click.option("-o", "--out", type=FILE, metavar="OUT", help="The file or folder to write.")
 @click.option("--rule", default="sum", show_default=True, metavar="NAME", help="How they become one; `loratk plugins` lists the rules.")
 @click.option(
-    "-O", "--rule-option", "rule_options", metavar="NAME=VALUE", multiple=True, help="An option of the rule, such as density=0.2."
+    "-R", "--rule-option", "rule_options", metavar="NAME=VALUE", multiple=True, help="An option of the rule, such as density=0.2."
 )
 @click.option("--weight", "layers", metavar="PATTERN=W[,W...]", multiple=True,
               help="Multiply the weights in layers that a pattern matches: one number for all, or one for each.")  # fmt: skip
@@ -43,7 +43,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--select", metavar="GLOB", multiple=True, help="Only modules whose path matches; may be repeated.")
 @click.option("--from", "format", metavar="FORMAT", help="Format of the files. Default: by the content of each.")
 @click.option("--to", metavar="FORMAT", help="Format of OUT. Default: by its suffix, else that of the first file.")
-@click.option("--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of a format; from:NAME or to:NAME.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of a format; from:NAME or to:NAME.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing; OUT may be left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
@@ -72,7 +72,7 @@ def command(adapters: tuple[str, ...], **given: Any) -> None:
         sources, weights, writing, notes = _load([weighted(text) for text in adapters], output, base, given, plugins)
         cut = {key: given[key] for key in ("rank", "ratio", "energy", "error", "dense", "seed", "name", "any_base", "rule")}
         done = combine(
-            [source.state for source in sources], weights, options=pairs("-O", given["rule_options"]),
+            [source.state for source in sources], weights, options=pairs("-R", given["rule_options"]),
             layers=_layers(given["layers"]), base=base, labels=[source.label for source in sources], registry=plugins, track=track, **cut,
         )  # fmt: skip
         if output is not None:
@@ -80,7 +80,7 @@ def command(adapters: tuple[str, ...], **given: Any) -> None:
     for note in dict.fromkeys([*notes, *done.notes]):
         click.echo(f"- {clean(note)}", err=True)
     if given["as_json"]:
-        click.echo(json.dumps(_plain(done, sources, weights, given["rule"], pairs("-O", given["rule_options"])), indent=2))
+        click.echo(json.dumps(_plain(done, sources, weights, given["rule"], pairs("-R", given["rule_options"])), indent=2))
     else:
         _show(done)
     if output is not None and not given["dry_run"]:
@@ -116,7 +116,7 @@ def _load(
     formats = [detect_format(path, format=given["format"], registry=plugins) for path, _, _ in specs]
     target = target_format(output, given["to"], formats[0], plugins) if output else None
     known = {name for found in formats for name in found.format.options}
-    reads, writes = split_options(pairs("--option", given["options"]), {"from": known, "to": target.options if target else {}})
+    reads, writes = split_options(pairs("-O", given["options"]), {"from": known, "to": target.options if target else {}})
     sources, weights, notes = list[Source](), list[float](), list[str]()
     for (path, name, weight), found in zip(specs, formats, strict=True):
         own = {key: value for key, value in reads.items() if key in found.format.options}

@@ -31,7 +31,7 @@ FILE = click.Path(path_type=Path)
               help="An intruder has no cosine of that much with any singular vector of the base.")  # fmt: skip
 @click.option("--rename", metavar="OLD=NEW", multiple=True, help="Another path for a module, or for all whose path begins with it.")
 @click.option("--from", "format", metavar="FORMAT", help="Format of the files. Default: by the content of each.")
-@click.option("-o", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of a format; for the files that have it.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of a format; for the files that have it.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the entries whose signs are looked at.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Show so many layers in each table; JSON has all.")
 @click.option("--plot", type=FILE, metavar="PICTURE", help="Draw the report into a file, such as a .png or .svg. Needs matplotlib.")
@@ -64,7 +64,7 @@ def command(
 
     plugins = registry()
     asked: dict[str, Any] = {
-        "names": given["names"], "format": given["format"], "options": pairs("-o", given["options"]),
+        "names": given["names"], "format": given["format"], "options": pairs("-O", given["options"]),
         "rename": pairs("--rename", given["rename"]), "registry": plugins,
     }  # fmt: skip
     if plot is not None:

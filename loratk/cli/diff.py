@@ -28,7 +28,7 @@ DIFFERENT = 3
 @click.option("--from-a", metavar="FORMAT", help="Format of A. Default: by its content.")
 @click.option("--from-b", metavar="FORMAT", help="Format of B. Default: by its content.")
 @click.option("--base", type=FILE, help="The weights that both were trained on, where a format needs their names.")
-@click.option("-o", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of either format; a:NAME or b:NAME.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of either format; a:NAME or b:NAME.")
 @click.option("--all", "every", is_flag=True, help="Show the modules that are the same too.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(a: Path, b: Path, tolerance: float, every: bool, as_json: bool, **given: Any) -> None:
@@ -63,7 +63,7 @@ def _load(a: Path, b: Path, given: dict[str, Any]) -> tuple[Any, Any]:
 
     plugins = registry()
     one, two = (detect_format(path, format=given[key], registry=plugins) for path, key in ((a, "from_a"), (b, "from_b")))
-    ours, theirs = split_options(pairs("-o", given["options"]), {"a": one.format.options, "b": two.format.options})
+    ours, theirs = split_options(pairs("-O", given["options"]), {"a": one.format.options, "b": two.format.options})
     rename = pairs("--rename", given["rename"])
     with opened_base(given["base"], plugins.stores) as base:
         left = load_adapter(

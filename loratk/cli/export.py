@@ -37,7 +37,7 @@ KERAS = ".lora.h5"
 @click.option("--base-order", type=click.Choice(["input-first", "output-first"]), help="Order of the base's axes. Default: by its store.")
 @click.option("--any-base", is_flag=True, help="With --merged: take a base that the adapters were not made for, if the shapes fit.")
 @click.option("--allow-missing", metavar="NAME", multiple=True, help="A tensor that may be absent from SRC, by its name there.")
-@click.option("-o", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of either format; from:NAME or to:NAME.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of either format; from:NAME or to:NAME.")
 @click.option("--force", is_flag=True, help="Replace DST if it is there.")
 def command(src: Path, dst: Path, **given: Any) -> None:
     """Convert adapters from SRC, a file or folder of any format, to DST in another format or dtype, or merge them into a base's weights.
@@ -79,7 +79,7 @@ def _flags(names: Sequence[str]) -> str:
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
     """What converting and merging both take."""
     shared = {key: given[key] for key in ("format", "to", "select", "allow_missing", "dtype", "force")}
-    rename, options = pairs("--rename", given["rename"]), pairs("-o", given["options"])
+    rename, options = pairs("--rename", given["rename"]), pairs("-O", given["options"])
     return shared | {"adapters": list(given["adapters"]) or None, "rename": rename, "options": options, "registry": registry()}
 
 

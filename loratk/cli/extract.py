@@ -40,7 +40,7 @@ PLAIN = ("ratio", "energy", "error", "include", "exclude", "full", "tables", "dt
     "--order", type=click.Choice(["input-first", "output-first"]), help="Order of the checkpoints' axes. Default: by their store."
 )
 @click.option("--to", metavar="FORMAT", help="Format of DST. Default: by its suffix. `loratk plugins` lists the formats.")
-@click.option("-o", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of the format.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of the format.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing; DST may be left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--force", is_flag=True, help="Replace DST if it is there.")
@@ -60,7 +60,7 @@ def command(base: Path, tuned: Path, dst: Path | None, **given: Any) -> None:
     done = extract(
         base, tuned, dst, rank=given["rank"], patterns=read_rules("--for", given["rules"], keep=False),  # type: ignore[arg-type]
         embeddings="lora" if given["lora_embeddings"] else "full", whole="diff" if given["differences"] else "full",
-        order=given["order"], options=pairs("-o", given["options"]), registry=registry(), track=track,
+        order=given["order"], options=pairs("-O", given["options"]), registry=registry(), track=track,
         **{key: given[key] for key in PLAIN},
     )  # fmt: skip
     wrote = f"{done.state.name} to {dst}" if dst and not given["dry_run"] else None

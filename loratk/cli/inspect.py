@@ -25,7 +25,7 @@ LIMIT = 300  # characters of a piece of metadata; --json shows all of them
 @click.option("--spectrum", is_flag=True, help="Show the singular values of each update, and what they say.")
 @click.option("--plot", type=FILE, metavar="PICTURE", help="Draw norms and spectra into a file, such as a .png or .svg. Needs matplotlib.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("-o", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of the format; may be repeated.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of the format; may be repeated.")
 def command(
     file: Path,
     format: str | None,
@@ -46,7 +46,7 @@ def command(
     from ..describe import describe
     from ..exchange.base import opened_base
 
-    plugins, given = registry(), pairs("-o", options)
+    plugins, given = registry(), pairs("-O", options)
     with opened_base(base, plugins.stores, base_order) as opened:
         report = describe(
             file, format=format, base=opened, options=given, spectra=spectrum or plot is not None, registry=plugins, track=track

@@ -40,7 +40,7 @@ SHOWN = 12
 @click.option("--stochastic-rounding", "stochastic", is_flag=True, help="Round by chance, so that small updates count on average.")
 @click.option("--seed", type=int, metavar="N", help="With --stochastic-rounding: another N, another draw.  [default: 0]")
 @click.option("--keep-residual", "residual", metavar="FILE|yes", help=f"Keep what `unmerge` needs to restore BASE; yes: in OUT{KEPT}.")
-@click.option("--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of a format or the store; from:NAME or to:NAME.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of a format or store; from:NAME, to:NAME.")
 @click.option("--no-resume", is_flag=True, help="Begin anew, whatever an interrupted merge has finished.")
 @click.option("--dry-run", is_flag=True, help="Show what would change and what does not fit, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -67,7 +67,7 @@ def command(base: Path, adapters: tuple[str, ...], out: Path, **given: Any) -> N
     with counting("merging") as progress:
         done = merge(
             base, list(paths), out, weights=weights, names=list(given["names"]) or None, rename=pairs("--rename", given["rename"]),
-            options=pairs("--option", given["options"]), order=given["base_order"], check_base=not given["any_base"],
+            options=pairs("-O", given["options"]), order=given["base_order"], check_base=not given["any_base"],
             seed=given["seed"] or 0, residual=residual, resume=not given["no_resume"], registry=registry(), progress=progress, **shared,
         )  # fmt: skip
     for note in done.notes:

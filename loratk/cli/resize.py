@@ -29,7 +29,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--to", metavar="FORMAT", help="Format of DST. Default: by its suffix, else that of SRC.")
 @click.option("--adapter", "adapters", metavar="NAME", multiple=True, help="An adapter of SRC; may be repeated. Default: all.")
 @click.option("--base", type=FILE, help="The weights the adapters were trained on, where a format needs them.")
-@click.option("-o", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of either format; from:NAME or to:NAME.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of either format; from:NAME or to:NAME.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing; DST may be left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--force", is_flag=True, help="Replace DST if it is there.")
@@ -52,7 +52,7 @@ def command(src: Path, dst: Path | None, **given: Any) -> None:
     found = detect_format(src, format=given["format"], registry=plugins)
     target = target_format(dst, given["to"], found, plugins) if dst else None
     sides = {"from": found.format.options, "to": target.options if target else {}}
-    reads, writes = split_options(pairs("-o", given["options"]), sides)
+    reads, writes = split_options(pairs("-O", given["options"]), sides)
     done = resize(
         src, dst, patterns=rules, format=found, adapters=list(given["adapters"]) or None, options=reads, to_options=writes,
         registry=plugins, track=track,

@@ -20,7 +20,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--allow-missing", metavar="NAME", multiple=True, help="A tensor that may be absent from FILE, by its name there.")
 @click.option("--strict", is_flag=True, help="Count what is only worth a second look as a fault too.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("-o", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of the format; may be repeated.")
+@click.option("-O", "--option", "options", metavar="NAME=VALUE", multiple=True, help="An option of the format; may be repeated.")
 def command(
     file: Path,
     format: str | None,
@@ -41,7 +41,7 @@ def command(
     from ..exchange.base import opened_base
     from ..verify import verify
 
-    plugins, given = registry(), pairs("-o", options)
+    plugins, given = registry(), pairs("-O", options)
     with working(f"checking {file}"), opened_base(base, plugins.stores, base_order) as opened:
         done = verify(file, format=format, base=opened, options=given, allow_missing=allow_missing, registry=plugins)
     sound = done.sound and not (strict and done.cautions)

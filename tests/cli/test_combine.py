@@ -54,7 +54,7 @@ def test_the_weighted_sum_of_two_files(run, folder):
 
 def test_json_has_both_certificates(run, folder):
     out = folder / "out.h5"
-    got = run("combine", folder / "a.h5", folder / "b.h5", "-o", out, "--rule", "ties", "-O", "density=0.4", "--rank", 2, "--name", "new",
+    got = run("combine", folder / "a.h5", folder / "b.h5", "-o", out, "--rule", "ties", "-R", "density=0.4", "--rank", 2, "--name", "new",
               "--json")  # fmt: skip
     report = json.loads(got.stdout)
     assert (report["name"], report["rule"], report["options"]) == ("new", "ties", {"density": "0.4"})
@@ -129,7 +129,7 @@ def test_selecting_and_renaming_modules(run, folder):
         (["a.h5:1.2.3", "-o", "x.h5"], 2, "must be a finite number, found '1.2.3'"),
         (["a.h5#c", "-o", "x.h5"], 1, "holds no adapter named 'c'; it holds 'a'"),
         (["a.h5", "-o", "x.h5", "--rule", "tiez"], 1, "Unknown merge rule 'tiez'"),
-        (["a.h5", "-o", "x.h5", "-O", "density=1"], 1, "'sum' cannot work with these options: - there is no option 'density'"),
+        (["a.h5", "-o", "x.h5", "-R", "density=1"], 1, "'sum' cannot work with these options: - there is no option 'density'"),
         (["a.h5", "-o", "x.h5", "--weight", "9=1"], 1, "'9' matches no module"),
         (["a.h5", "-o", "x.h5", "--weight", "1"], 2, "--weight takes PATTERN=W or PATTERN=W,W,..., such as q_proj=0.5, found '1'"),
         (["a.h5", "-o", "x.h5", "--weight", "1=a"], 2, "--weight: '1' needs numbers, found 'a'"),

@@ -107,7 +107,7 @@ def test_choosing_adapters_and_renaming_modules(run, write):
         (["{a}", "{two}"], 1, "no adapter has the same name in both: 'x', and 'y', 'z'; choose one of each (--adapter-a, --adapter-b)"),
         (["{a}", "{two}", "--adapter-b", "ghost"], 1, "holds no adapter named 'ghost'"),
         (["{a}", "ghost.h5"], 1, "cannot read 'ghost.h5'"),
-        (["{a}", "{two}", "-o", "c:x=1"], 1, "No format here has the option 'c:x'"),
+        (["{a}", "{two}", "-O", "c:x=1"], 1, "No format here has the option 'c:x'"),
         (["{a}", "{two}", "--from-a", "ghost"], 1, "no format named 'ghost'"),
         (["{a}", "{two}", "--tolerance", "-1"], 2, "not in the range"),
         (["{a}", "{two}", "--rename", "x"], 2, "--rename takes two names"),

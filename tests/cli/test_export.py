@@ -321,7 +321,7 @@ def test_one_file_for_loratk_and_keras(run, tmp_path):
     record = RECORD | {"rank": 2, "alpha": 4.0, "scaling": 2.0, "layer_type": "linear", "shape": [6, 4]}
     state = AdapterState("mine", {}, {"block.query.lora_A": a, "block.query.lora_B": b}, {"block.query": record})
     write_adapters(tmp_path / "a.h5", [state], stores=STORES)
-    got = run("export", tmp_path / "a.h5", tmp_path / "k.lora.h5", "--keras", "-o", "map=7=block.query")
+    got = run("export", tmp_path / "a.h5", tmp_path / "k.lora.h5", "--keras", "-O", "map=7=block.query")
     assert got.exit_code == 0, got.stderr
     assert run("diff", tmp_path / "a.h5", tmp_path / "k.lora.h5").exit_code == 0
     with h5py.File(tmp_path / "k.lora.h5") as file:
@@ -391,7 +391,7 @@ def test_a_failed_export_leaves_the_old_file(run, files, tmp_path):
         (["{adapters}", "{out}.h5", "--select", "x.*"], "'x.*' matches no module"),
         (["{adapters}", "{out}.h5", "--rename", "x=y"], "'x' is neither a module nor the beginning of one"),
         (["{adapters}", "{out}.h5", "--rename", "0=2"], "'0', '2' would all be named '2'"),
-        (["{adapters}", "{out}.h5", "-o", "a=1", "-o", "to:b=1"], "No format here has the option 'a', 'to:b'"),
+        (["{adapters}", "{out}.h5", "-O", "a=1", "-O", "to:b=1"], "No format here has the option 'a', 'to:b'"),
         (["{adapters}", "{out}.h5", "--merged", "--base", "{base}", "--dtype", "bfloat16"], "Of the stores only safetensors has bfloat16"),
     ],
 )
@@ -419,7 +419,7 @@ def test_what_cannot_be_done_is_an_error(run, files, tmp_path, args, want):
         (["--merged", "--base", "b.h5", "--keras"], "--keras would have no effect with --merged"),
         (["--rename", "a"], "--rename takes two names with '=' between them, found 'a'"),
         (["--rename", "=a"], "--rename takes two names with '=' between them, found '=a'"),
-        (["-o", "a=1", "-o", "a=2"], "-o is given twice for 'a'"),
+        (["-O", "a=1", "-O", "a=2"], "-O is given twice for 'a'"),
     ],
 )
 def test_wrong_usage(run, files, tmp_path, more, want):

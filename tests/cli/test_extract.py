@@ -45,7 +45,7 @@ def test_json_and_a_dry_run(run, checkpoints, tmp_path):
     [
         ((), 2, "Missing argument 'DST'"),
         (("out.h5",), 1, "extracting needs a rule"),
-        (("--rank", "1", "--dry-run", "-o", "a=b"), 2, "--option would have no effect without DST"),
+        (("--rank", "1", "--dry-run", "-O", "a=b"), 2, "--option would have no effect without DST"),
         (("out.h5", "--rank", "1", "--for", "q=keep"), 2, "a rule is rank:VALUE, ratio:VALUE, energy:VALUE, error:VALUE, found 'keep'"),
         (("out.h5", "--rank", "1", "--full", "w"), 1, "'w' matches no module"),
         (("out.safetensors", "--rank", "1"), 1, "cannot choose how to write"),

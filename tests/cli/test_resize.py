@@ -66,7 +66,7 @@ def test_json_and_a_dry_run(run, source):
         (("out.h5", "--for", "q_proj=rank:1,rank:2"), 2, "rank is there twice"),
         (("out.h5", "--for", "w=rank:1"), 1, "'w' matches no module"),
         (("--rank", "1", "--dry-run", "--force", "--to", "peft"), 2, "--to, --force would have no effect without DST"),
-        (("out.h5", "--rank", "2", "-o", "nothing=1"), 1, "No format here has the option 'nothing'"),
+        (("out.h5", "--rank", "2", "-O", "nothing=1"), 1, "No format here has the option 'nothing'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_written(run, source, monkeypatch, tmp_path, args, code, said):

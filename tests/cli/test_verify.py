@@ -106,7 +106,7 @@ def test_json(run, files):
         (["ghost.h5"], 1, "cannot read 'ghost.h5'"),
         (["{base}"], 1, "is no adapter file"),
         (["{adapters}", "--from", "ghost"], 1, "no format named 'ghost'"),
-        (["{adapters}", "-o", "x=1"], 1, "has no option 'x'"),
+        (["{adapters}", "-O", "x=1"], 1, "has no option 'x'"),
         (["{adapters}", "--base-order", "input-first"], 2, "--base-order is for --base"),
     ],
 )
