@@ -82,6 +82,7 @@ def results(name, threads):
         patch.setattr(runtime._pool, "run", spy)
         patch.setattr("loratk.kernels.cpu.gemm.ALONE", 1 << 16)  # so that these products too are shared out
         patch.setattr("loratk.kernels.cpu.thin.GRAIN", 1 << 16)
+        patch.setattr("loratk.kernels.cpu.split.ARITHMETIC", 1 << 15)
         patch.setattr("loratk.kernels.cpu.sparse.GRAIN", 1 << 12)
         patch.setattr("loratk.kernels.cpu.dora.ALONE", 1 << 12)
         patch.setattr("loratk.kernels.cpu.dora.GRAIN", 1 << 13)

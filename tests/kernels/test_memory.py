@@ -86,6 +86,7 @@ def test_threads_never_get_the_same_memory():
 
 @needs_counts
 def test_what_nobody_uses_is_let_go_beyond_a_limit(monkeypatch):
+    memory.release_memory()  # what other tests have left
     monkeypatch.setattr(memory, "IDLE", 1 << 20)
     held = [memory.empty((1 << 18,), np.float32) for _ in range(4)]
     del held

@@ -7,7 +7,7 @@ import numpy as np
 from ..reference.elementwise import absolute, clip, neg, where
 from ..runtime import jit
 from . import vmath
-from .split import flat, ufunc
+from .split import GRAIN, flat, ufunc
 
 __all__ = [
     "absolute", "add", "clip", "cos", "div", "dropout", "exp", "gelu", "gelu_grad", "log", "maximum", "minimum", "mul", "neg",
@@ -42,7 +42,7 @@ def div(a, b):
 def power(x, *, exponent):
     """x ** exponent, a real constant."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return ufunc(np.power, x, x.dtype.type(exponent))
+        return ufunc(np.power, x, x.dtype.type(exponent), grain=GRAIN)
 
 
 def square(x):
@@ -59,23 +59,23 @@ def sqrt(x):
 def exp(x):
     """e ** x; infinity on overflow."""
     with np.errstate(over="ignore"):
-        return ufunc(np.exp, x)
+        return ufunc(np.exp, x, grain=GRAIN)
 
 
 def log(x):
     """Natural logarithm; -infinity at zero, NaN below."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return ufunc(np.log, x)
+        return ufunc(np.log, x, grain=GRAIN)
 
 
 def sin(x):
     """Sine of x in radians."""
-    return ufunc(np.sin, x)
+    return ufunc(np.sin, x, grain=GRAIN)
 
 
 def cos(x):
     """Cosine of x in radians."""
-    return ufunc(np.cos, x)
+    return ufunc(np.cos, x, grain=GRAIN)
 
 
 def maximum(a, b):
@@ -90,7 +90,7 @@ def minimum(a, b):
 
 def tanh(x):
     """Hyperbolic tangent."""
-    return ufunc(np.tanh, x)
+    return ufunc(np.tanh, x, grain=GRAIN)
 
 
 @jit

@@ -8,6 +8,7 @@ from ..memory import empty
 from ..runtime import get_num_threads, parallel_for
 
 GRAIN = 1 << 15  # cheap elements that a thread must get before waking it pays
+ARITHMETIC = 1 << 19  # the same for what NumPy does in a vector instruction or two: memory is the limit, and wakes cost as much as 2 MB
 
 
 def flat(loop, *arrays, constants=(), grain=GRAIN):
@@ -47,8 +48,8 @@ def row_grain(k, grain=GRAIN):
     return max(1, grain // max(k, 1))
 
 
-def ufunc(function, *operands):
-    """A NumPy ufunc, on several threads where the operands are large: NumPy too works outside Python's global lock."""
+def ufunc(function, *operands, grain=None):
+    """A NumPy ufunc, on several threads where each gets `grain` elements (None: ARITHMETIC): NumPy works outside the global lock."""
     size = max(operand.size for operand in operands)
     if size < 2 * GRAIN or get_num_threads() == 1 or not all(operand.flags.c_contiguous for operand in operands):
         return function(*operands)
@@ -67,5 +68,5 @@ def ufunc(function, *operands):
         with np.errstate(**errors):
             function(*(o if all_rows else o[start:stop] for o, all_rows in zip(operands, whole, strict=True)), out=target[start:stop])
 
-    parallel_for(part, rows, grain=max(1, GRAIN * rows // max(out.size, 1)))
+    parallel_for(part, rows, grain=max(1, (grain or ARITHMETIC) * rows // max(out.size, 1)))
     return out
