@@ -61,9 +61,11 @@ class Exact:
     def norm(self, module: str) -> float | None:
         """The Frobenius norm of an update of a registered method that tells it from its parameters alone; None for others."""
         record, held = self.module(module)
-        method = self._registry.methods.get(record["method"])
-        foreign = self.elsewhere(module) and not is_own(record, held)
-        return None if method is None or foreign else method.norm(held, float(record.get("scaling", 1.0)))
+        held = {key: array for key, array in held.items() if key not in BIASES}
+        method, shape = self._registry.methods.get(record["method"]), tuple(record.get("shape", ()))
+        if method is None or len(shape) != 2 or any(method.parameter_faults(held, *shape, record.get("rank", 0))):
+            return None  # nor where a file holds other parameters, another tool's or wrong ones
+        return method.norm(held, float(record.get("scaling", 1.0)))
 
     def bias(self, module: str) -> np.ndarray | None:
         """What its method adds to the bias in proportion to it, as IA3 does; None for nothing. Needs the base."""

@@ -157,6 +157,20 @@ def test_the_update_of_every_method_is_measured(tmp_path, method):
     assert alone.delta_norm in ([None] if method in ("dora", "ia3") else [pytest.approx(want, rel=1e-5)])
 
 
+@pytest.mark.parametrize("held", [{"foo": np.ones(3)}, {"sparse_index": np.arange(3)}, {"sparse_values": np.ones((2, 2))}])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_wrong_parameters_have_no_size_and_can_still_be_looked_at(tmp_path, held, with_base):
+    record = {"method": "sparse", "rank": 1, "shape": [6, 5]}
+    write_adapters(
+        tmp_path / "a.h5",
+        [AdapterState("x", {}, {f"0.{key}": array for key, array in held.items()}, {"0": record})],
+        stores=default_registry().stores,
+    )
+    Hdf5Store().write(tmp_path / "base.h5", {"0.weight": np.ones((6, 5))}, {})
+    (module,) = describe(tmp_path / "a.h5", base=tmp_path / "base.h5" if with_base else None).adapters[0].modules
+    assert module.delta_norm is None
+
+
 def test_a_base_without_the_modules_is_told(run, files, tmp_path):
     Hdf5Store().write(tmp_path / "base.h5", {"other.weight": np.ones((2, 2))}, {})
     assert "has none of these modules" in run("inspect", files.adapters, "--base", tmp_path / "base.h5").stdout
